@@ -1,0 +1,225 @@
+"""Writing files so that they appear whole or not at all, and folders that know what made them."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nertool.errors import NertoolError
+
+MANIFEST_NAME = ".nertool.json"
+_MAX_NAME_BYTES = 120
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes `data` beside `path`, syncs it to disk and renames it into place.
+
+    A reader sees the old content or the new one, never a part; after a crash too.
+
+    Raises:
+        OSError: When the disk is full or the folder can't be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, indented, with sorted keys, atomically."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    write_atomic(path, orjson.dumps(value, option=options))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that nertool wrote.
+
+    Raises:
+        NertoolError: If the file is missing or broken.
+    """
+    try:
+        return orjson.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NertoolError(f"{path} is missing") from error
+    except orjson.JSONDecodeError as error:
+        raise NertoolError(f"{path} is not valid JSON: {error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` durable (a no-op where folders can't be synced)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def safe_file_name(identifier: str) -> str:
+    """Turns any document id into a file name that stays inside its folder.
+
+    Letters, digits, `.`, `_`, `-` stay, other characters become `%XX`; a name that would be hidden, empty or too long
+    gets a digest of the id. Different ids give different names (on file systems that tell `a` from `A`).
+
+    Args:
+        identifier: Any string: `../../x`, `a/b`, 300 characters, an empty one.
+    """
+    escaped = "".join(
+        char if re.fullmatch(r"[A-Za-z0-9._-]", char) else "".join(f"%{byte:02X}" for byte in char.encode())
+        for char in identifier
+    )
+    digest = hashlib.sha256(identifier.encode()).hexdigest()[:16]
+    if not escaped or escaped.startswith("."):
+        return f"%{digest}"
+    if len(escaped) > _MAX_NAME_BYTES:
+        return f"{escaped[:_MAX_NAME_BYTES]}%{digest}"
+    return escaped
+
+
+def partial_path(path: Path) -> Path:
+    """Where the output `path` grows until it is whole: a hidden sibling, so that the last step is one rename."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def prepare_output(path: Path, *, force: bool) -> None:
+    """Makes sure that a command may create `path`, before any work is done.
+
+    Args:
+        path: A file or folder that is going to be created whole.
+        force: Remove what nertool itself wrote there before.
+
+    Raises:
+        NertoolError: If something is there that may not be replaced, or the place can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise NertoolError(f"cannot write {path}: {error.strerror or error}", "choose another output") from error
+    if path.is_dir() and any(path.iterdir()):
+        if not force:
+            raise NertoolError(f"{path} exists and is not empty", "choose another output, or --force to replace it")
+        remove_own(path)
+    elif path.is_dir():
+        path.rmdir()
+    elif path.exists():
+        if not force:
+            raise NertoolError(f"{path} exists", "choose another output, or --force to replace it")
+        path.unlink()
+
+
+def remove_own(folder: Path) -> None:
+    """Deletes a folder that nertool made, after making sure that it holds nothing else.
+
+    Raises:
+        NertoolError: If there is no manifest, or a file that the manifest doesn't name.
+    """
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
+        raise NertoolError(f"{folder} was not made by nertool, so --force won't delete it", "choose another output")
+    own = set(read_json(manifest)["files"]) | {MANIFEST_NAME}
+    foreign = sorted(
+        relative
+        for path in folder.rglob("*")
+        if not path.is_dir() and not _is_own(relative := path.relative_to(folder).as_posix(), own)
+    )
+    if foreign:
+        raise NertoolError(
+            f"{folder} holds files that nertool did not write: {', '.join(foreign[:5])}"
+            + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""),
+            "move them away, or choose another output",
+        )
+    shutil.rmtree(folder)
+
+
+def _is_own(relative: str, own: set[str]) -> bool:
+    return relative in own or any(entry.endswith("/") and relative.startswith(entry) for entry in own)
+
+
+def write_manifest(folder: Path, command: str, *, trees: tuple[str, ...] = (), **facts: Any) -> None:
+    """Notes in `folder` which files are nertool's own, and what made them.
+
+    Args:
+        folder: The output folder.
+        command: The command that made it.
+        trees: Folders inside (ending in `/`) in which every file is nertool's own, so that names need no listing.
+        **facts: What else is worth knowing about the making.
+    """
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    listed = [name for name in files if not name.startswith(trees)] if trees else files
+    write_json(folder / MANIFEST_NAME, {"command": command, "files": sorted([*listed, *trees]), **facts})
+
+
+@contextmanager
+def new_folder(path: Path, command: str, *, force: bool = False, **facts: Any) -> Iterator[Path]:
+    """Gives a temporary folder that becomes `path`, whole, when the block ends without an exception.
+
+    Args:
+        path: The folder to create.
+        command: The command that makes it, for the manifest.
+        force: Replace an older output of nertool's.
+        **facts: What the manifest should tell about the making.
+
+    Raises:
+        NertoolError: If `path` may not be created.
+    """
+    prepare_output(path, force=force)
+    partial = partial_path(path)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+    partial.mkdir()
+    try:
+        yield partial
+        write_manifest(partial, command, **facts)
+        publish_folder(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def publish_folder(partial: Path, path: Path) -> None:
+    """Renames a finished folder into place, after its files have reached the disk."""
+    os.sync()  # one call for all of them: a sync per file takes seconds for thousands of documents
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Puts the finished folder `new` in the place of `path`.
+
+    A crash between the two renames leaves the old folder as `.NAME.old`; `recover_folder` puts it back.
+    """
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    publish_folder(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Undoes a replacement that a crash cut in two."""
+    old = path.with_name(f".{path.name}.old")
+    if old.is_dir():
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)

@@ -1,0 +1,57 @@
+"""KAZU's Document JSON: one document per file in a folder."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import orjson
+
+from nertool.documents import Document, InvalidDocumentError, document_to_json, parse_document
+from nertool.files import safe_file_name
+from nertool.formats.base import Record
+
+
+def parse_record(place: str, data: bytes) -> Record:
+    """Parses the JSON of one document, found at `place`."""
+    try:
+        document, nonfinite = parse_document(data)
+    except InvalidDocumentError as error:
+        return Record(place, None, tuple(error.problems), data)
+    return Record(place, document, notes={"NaN or infinite numbers, read as null": nonfinite} if nonfinite else {})
+
+
+def read_kazu(file: Path) -> Iterator[Record]:
+    """Reads the one document of a `.json` file."""
+    yield parse_record(str(file), file.read_bytes())
+
+
+class KazuWriter:
+    """Writes each document to a file of its own in a folder, named after its id made safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.losses: Counter[str] = Counter()
+        self._names: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def write(self, document: Document) -> None:
+        """Writes `ID.json`, indented for people to read."""
+        (self.path / self.file_name(document.id)).write_bytes(
+            orjson.dumps(document_to_json(document), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        )
+
+    def file_name(self, identifier: str) -> str:
+        """Returns a file name for an id; ids that differ only by case get names that differ by more."""
+        name = safe_file_name(identifier)
+        if name.casefold() in self._names:
+            name = f"{name}%{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
+        self._names.add(name.casefold())
+        return f"{name}.json"

@@ -1,0 +1,148 @@
+"""PubTator: title and abstract lines, then tab-separated annotations with offsets into `title + " " + abstract`."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from nertool.documents import Document, Entity, Problem, Section, Span
+from nertool.formats.base import Record
+
+_TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)")
+_SECTION_NAMES = {"t": "title", "a": "abstract"}
+RELATIONS = "relations, which nertool does not use"
+
+
+def read_pubtator(file: Path) -> Iterator[Record]:
+    """Reads the documents of a PubTator file, which are parted by blank lines.
+
+    Relation lines are counted and left out. An annotation's identifiers go to `metadata["identifiers"]`.
+    """
+    block: list[tuple[int, str]] = []
+    with file.open(encoding="utf-8-sig", newline="\n", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            line = line.rstrip("\r\n")
+            if line.strip():
+                block.append((number, line))
+            elif block:
+                yield _parse_block(file, block)
+                block = []
+    if block:
+        yield _parse_block(file, block)
+
+
+def _parse_block(file: Path, block: list[tuple[int, str]]) -> Record:
+    place = f"{file}:{block[0][0]}"
+    raw = "\n".join(line for _, line in block).encode(errors="surrogateescape")
+    problems: list[Problem] = []
+    texts: dict[str, str] = {}
+    identifiers: set[str] = set()
+    annotations: list[tuple[int, list[str]]] = []
+    notes: Counter[str] = Counter()
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return Record(place, None, (Problem("", "not UTF-8"),), raw)
+    for number, line in block:
+        if text_line := _TEXT_LINE.fullmatch(line):
+            identifiers.add(text_line[1])
+            texts[text_line[2]] = text_line[3]
+            continue
+        fields = line.split("\t")
+        identifiers.add(fields[0])
+        if len(fields) >= 5 and fields[1].isdecimal() and fields[2].isdecimal():
+            annotations.append((number, fields))
+        elif len(fields) >= 4:
+            notes[RELATIONS] += 1
+        else:
+            problems.append(Problem(f"line {number}", "neither a text line (ID|t|…) nor an annotation (tab-separated)"))
+    if len(identifiers) != 1:
+        problems.append(Problem("", f"one id expected before a blank line, found {', '.join(sorted(identifiers))}"))
+    if "t" not in texts:
+        problems.append(Problem("", "the title line (ID|t|…) is missing"))
+    if problems:
+        return Record(place, None, tuple(problems), raw)
+    entities: dict[str, list[Entity]] = {"t": [], "a": []}
+    for number, fields in annotations:
+        _add_entity(number, fields, texts, entities, problems)
+    if problems:
+        return Record(place, None, tuple(problems), raw)
+    sections = tuple(
+        Section(_SECTION_NAMES[key], text, tuple(entities[key])) for key, text in sorted(texts.items(), reverse=True)
+    )
+    return Record(place, Document(identifiers.pop(), sections), notes=dict(notes))
+
+
+def _add_entity(
+    number: int, fields: list[str], texts: dict[str, str], entities: dict[str, list[Entity]], problems: list[Problem]
+) -> None:
+    start, end, mention, label = int(fields[1]), int(fields[2]), fields[3], fields[4]
+    offset_of_abstract = len(texts["t"]) + 1
+    key, shift = ("t", 0) if start < offset_of_abstract else ("a", offset_of_abstract)
+    text = texts.get(key, "")
+    span = Span(start - shift, end - shift)
+    place = f"line {number}"
+    if span.start >= span.end or span.end > len(text):
+        problems.append(Problem(place, f"{start}–{end} is not a span inside the {_SECTION_NAMES[key]}"))
+    elif text[span.start : span.end] != mention:
+        found = text[span.start : span.end]
+        problems.append(Problem(place, f"{start}–{end} is {found!r} in the text, but the line says {mention!r}"))
+    else:
+        metadata = {"metadata": {"identifiers": fields[5]}} if len(fields) > 5 and fields[5] else {}
+        entities[key].append(Entity(label, (span,), mention, "pubtator", extra=metadata))
+
+
+class PubtatorWriter:
+    """Writes title and abstract; further sections are joined to the abstract."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.losses: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("w", encoding="utf-8", newline="\n")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def write(self, document: Document) -> None:
+        """Writes a block of lines; what PubTator can't hold is counted in `losses`."""
+        self._count_losses(document)
+        identifier = re.sub(r"[|\t\r\n]", "_", document.id) or "_"
+        title, *rest = [re.sub(r"[\r\n\t]", " ", section.text) for section in document.sections] or [""]
+        lines = [f"{identifier}|t|{title}", f"{identifier}|a|{' '.join(rest)}"]
+        shift = 0
+        for section in document.sections:
+            for entity in section.entities:
+                if len(entity.spans) == 1:
+                    mention = re.sub(r"[\r\n\t]", " ", section.text[entity.start : entity.end])
+                    concept = str(entity.extra.get("metadata", {}).get("identifiers", ""))
+                    label = re.sub(r"[\r\n\t]", " ", entity.label)
+                    start, end = entity.start + shift, entity.end + shift
+                    lines.append(f"{identifier}\t{start}\t{end}\t{mention}\t{label}\t{concept}")
+            shift += len(section.text) + 1
+        self._file.write("\n".join(lines) + "\n\n")
+
+    def _count_losses(self, document: Document) -> None:
+        entities = [entity for section in document.sections for entity in section.entities]
+        losses = {
+            "discontinuous entities (left out)": sum(len(entity.spans) > 1 for entity in entities),
+            "scores, mappings and other facts of entities": sum(
+                bool(set(entity.extra) - {"metadata", "match_norm"})
+                or bool(set(entity.extra.get("metadata", {})) - {"identifiers"})
+                for entity in entities
+            ),
+            "documents whose sections beyond the title became one abstract": len(document.sections) > 2,
+            "section names": sum(
+                section.name != name
+                for section, name in zip(document.sections, ("title", "abstract"), strict=False)
+            ),
+            "metadata of documents and sections": bool(document.extra.get("metadata"))
+            + sum(bool(section.extra.get("metadata")) for section in document.sections),
+            "texts whose line breaks or tabs became spaces": sum(
+                bool(re.search(r"[\r\n\t]", section.text)) for section in document.sections
+            ),
+        }
+        self.losses.update({name: count for name, count in losses.items() if count})

@@ -1,0 +1,139 @@
+"""Reading documents from a file or a folder, whatever formats are in it, with every problem collected."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from nertool.documents import Document, Problem, dump_document
+from nertool.errors import NertoolError
+from nertool.formats.base import Format, ReadReport, Record, Rejected
+from nertool.formats.jsonl import JsonlWriter, read_jsonl
+from nertool.formats.kazu import KazuWriter, read_kazu
+from nertool.formats.pubtator import PubtatorWriter, read_pubtator
+from nertool.formats.text import read_text
+
+FORMATS = {
+    "kazu": Format((".json",), read_kazu, KazuWriter),
+    "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter),
+    "pubtator": Format((".pubtator", ".pubtator.txt"), read_pubtator, PubtatorWriter),
+    "text": Format((".txt",), read_text, None),
+}
+
+# Files that nertool writes beside documents; they hold none.
+SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl"}
+_PROBLEMS_SHOWN_PER_DOCUMENT = 5
+
+
+def read_documents(
+    path: Path,
+    report: ReadReport,
+    *,
+    format_name: str | None = None,
+    skip_invalid: bool = False,
+    texts: bool = False,
+) -> Iterator[Document]:
+    """Reads documents one at a time, in the order of file names, in bounded memory.
+
+    Args:
+        path: A file, or a folder whose files are read (not its subfolders; hidden files are ignored).
+        report: Filled on the way.
+        format_name: A name from `FORMATS`; by default each file's ending decides.
+        skip_invalid: Collect invalid documents in `report.rejected` instead of failing at the end.
+        texts: Take plain texts (`.txt`), too.
+
+    Yields:
+        The valid documents.
+
+    Raises:
+        NertoolError: If there is nothing to read; at the end, if documents were invalid (with all of them).
+    """
+    seen: dict[str, str] = {}
+    for file, file_format in _files(path, format_name, texts, report):
+        try:
+            for record in file_format.read(file):
+                record = _refuse_known_id(record, seen)
+                report.notes.update(record.notes)
+                if record.document is None:
+                    report.rejected.append(Rejected(record.place, record.problems, record.raw))
+                    continue
+                report.documents += 1
+                report.sections += len(record.document.sections)
+                report.entities += sum(len(section.entities) for section in record.document.sections)
+                yield record.document
+        except OSError as error:
+            raise NertoolError(f"cannot read {file}: {error.strerror or error}") from error
+    if report.rejected and not skip_invalid:
+        raise NertoolError(
+            describe_rejected(report.rejected),
+            "mend them, or use --skip-invalid to set them aside in rejected.jsonl and go on with the rest",
+        )
+    if not report.documents and not report.rejected:
+        raise NertoolError(f"{path} holds no documents")
+
+
+def describe_rejected(rejected: list[Rejected]) -> str:
+    """Returns a message that names every invalid document and what is wrong with it."""
+    lines = [f"{len(rejected)} invalid document{'s' if len(rejected) > 1 else ''}:"]
+    for item in rejected:
+        for problem in item.problems[:_PROBLEMS_SHOWN_PER_DOCUMENT]:
+            lines.append(f"  {item.place}: {problem}")
+        if (more := len(item.problems) - _PROBLEMS_SHOWN_PER_DOCUMENT) > 0:
+            lines.append(f"  {item.place}: and {more} more")
+    return "\n".join(lines)
+
+
+def _refuse_known_id(record: Record, seen: dict[str, str]) -> Record:
+    if record.document is None:
+        return record
+    first = seen.setdefault(record.document.id, record.place)
+    if first is record.place:
+        return record
+    problem = Problem("idx", f"the id {record.document.id!r} is already used by {first}")
+    from nertool.documents import dump_document
+
+    return Record(record.place, None, (problem,), record.raw or dump_document(record.document))
+
+
+def _files(path: Path, format_name: str | None, texts: bool, report: ReadReport) -> Iterator[tuple[Path, Format]]:
+    if not path.exists():
+        raise NertoolError(f"{path} does not exist", "check the path")
+    if path.is_file():
+        file_format = FORMATS[format_name] if format_name else _by_ending(path, texts=True)
+        if file_format is None:
+            known = ", ".join(ending for known_format in FORMATS.values() for ending in known_format.endings)
+            raise NertoolError(
+                f"{path}: the ending tells no format (known: {known})",
+                "name the format: nertool convert IN OUT --from FORMAT --to kazu",
+            )
+        yield path, file_format
+        return
+    subfolders = []
+    found = False
+    for file in sorted(path.iterdir()):
+        if file.name.startswith(".") or file.name in SIDE_FILES:
+            continue
+        if file.is_dir():
+            subfolders.append(file.name)
+            continue
+        file_format = FORMATS[format_name] if format_name else _by_ending(file, texts)
+        if file_format is None:
+            report.ignored_files.append(file.name)
+            continue
+        found = True
+        yield file, file_format
+    if not found:
+        inside = f"; it has the folders {', '.join(subfolders[:5])}" if subfolders else ""
+        raise NertoolError(
+            f"{path} holds no documents (*.json, *.jsonl{', *.txt' if texts else ''}){inside}",
+            "name the folder that holds them" if subfolders else None,
+        )
+    report.ignored_files.extend(f"{name}/" for name in subfolders)
+
+
+def _by_ending(file: Path, texts: bool) -> Format | None:
+    name = file.name.lower()
+    for format_name, file_format in FORMATS.items():
+        if format_name == "text" and not texts:
+            continue
+        if name.endswith(file_format.endings):
+            return file_format
+    return None

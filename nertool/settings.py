@@ -1,0 +1,252 @@
+"""Every setting, defined once: its name, default, unit, range and meaning.
+
+Precedence: command-line option > `--set train.epochs=3` > environment `NERTOOL_TRAIN__EPOCHS` > configuration file
+(`--config FILE`, else `nertool.toml` in the working folder) > default.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from nertool.errors import NertoolError, nearest_name
+
+ENVIRONMENT_PREFIX = "NERTOOL_"
+CONFIG_FILE = "nertool.toml"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+class DataSettings(_Part):
+    """Reading and splitting documents."""
+
+    skip_invalid: bool = Field(
+        False, description="Set invalid documents aside in `rejected.jsonl` and go on with the rest, instead of failing."
+    )
+    labels: tuple[str, ...] = Field(
+        (), description="The classes to learn; entities of others are counted and left out. Empty: all that occur."
+    )
+    split_fractions: tuple[Fraction, Fraction, Fraction] = Field(
+        (0.8, 0.1, 0.1), description="Shares of train, eval and test; they must add up to 1."
+    )
+    split_seed: int = Field(42, ge=0, description="Seed of the split.")
+    duplicate_similarity: float = Field(
+        0.8, gt=0.0, le=1.0,
+        description="Documents whose sets of five-word sequences have at least this Jaccard similarity stay on one side.",
+    )  # fmt: skip
+
+
+class WindowSettings(_Part):
+    """Cutting sections into the windows that the model sees."""
+
+    max_tokens: int = Field(512, ge=8, description="Longest window in tokens, special tokens included.")
+    overlap_tokens: int = Field(
+        64, ge=0, description="Tokens that neighbouring windows share (Hugging Face calls it stride)."
+    )
+
+
+class ModelSettings(_Part):
+    """The backbone and what the model predicts."""
+
+    name: str = Field(
+        "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        description="Backbone: a Hugging Face hub name, a folder, or `minilm` (the one of the extra `offline`).",
+    )
+    begin_channels: bool = Field(
+        False, description="Learn where entities begin, too, so that touching entities of one class stay apart."
+    )
+    dropout: Fraction | None = Field(
+        None, description="Dropout of the hidden layers. Unset: the backbone's own, in most of them 0.1."
+    )
+    attention_dropout: Fraction = Field(
+        0.0, description="Dropout of the attention weights; above 0 the fused attention kernels can't be used."
+    )
+    threshold: float = Field(
+        0.5, gt=0.0, lt=1.0, description="Probability from which a word counts as part of an entity."
+    )
+
+
+class TrainSettings(_Part):
+    """The training loop."""
+
+    epochs: int = Field(10, ge=1, description="Passes over the training windows.")
+    learning_rate: float = Field(3e-4, gt=0.0, description="Peak learning rate of the backbone.")
+    head_learning_rate_factor: float = Field(
+        1.0, gt=0.0, description="The learning rate of the new output layer, as a multiple of the backbone's."
+    )
+    warmup_fraction: Fraction = Field(0.1, description="Share of all steps in which the learning rate rises from 0.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls after the warm-up: to 0 in a line or half a cosine, or not."
+    )
+    weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay; biases and norms have none.")
+    max_gradient_norm: float = Field(1.0, gt=0.0, description="Gradients are scaled down to this norm.")
+    tokens_per_batch: int = Field(
+        4096, ge=8, description="Tokens of one batch on the device, padding included; a longer window is a batch alone."
+    )
+    accumulate_batches: int = Field(1, ge=1, description="Batches per optimizer step.")
+    seed: int = Field(42, ge=0, description="Seed of everything random in training.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Autocast precision. `auto`: bf16 where the device computes in it, fp16 on older GPUs, else fp32."
+    )
+    evaluations_per_epoch: float = Field(1.0, gt=0.0, description="How often the eval split is scored; 0.5: every second epoch.")
+    metric: str = Field("micro_f1", description="The key of `evaluate --json` that picks the best model and stops early.")
+    patience: int = Field(5, ge=1, description="Evaluations without a better value after which training stops.")
+    checkpoint_every_seconds: float = Field(
+        300.0, ge=0.0, description="Longest time of work, in seconds, that a crash can cost; 0 saves after every step."
+    )
+    tensorboard: bool = Field(True, description="Write TensorBoard files.")
+
+
+class EvaluateSettings(_Part):
+    """Scoring."""
+
+    scheme: Literal["strict", "overlap", "kazu"] = Field("strict", description="The scheme of the flat keys.")
+    bootstrap_samples: int = Field(
+        1000, ge=0, description="Resamples of the documents for the confidence intervals; 0: none."
+    )
+    bootstrap_seed: int = Field(42, ge=0, description="Seed of the resampling.")
+
+
+class PredictSettings(_Part):
+    """Running a trained model."""
+
+    tokens_per_batch: int = Field(8192, ge=8, description="Tokens of one batch on the device, padding included.")
+    documents_per_chunk: int = Field(
+        256, ge=1, description="Documents that are held in memory, sorted by length and saved at a time."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings of nertool."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+    )
+
+    data: DataSettings = DataSettings()
+    windows: WindowSettings = WindowSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    predict: PredictSettings = PredictSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Takes nothing but what `load_settings` merged, since only it can say where a wrong value came from."""
+        return (init_settings,)
+
+
+def load_settings(
+    config_file: Path | None = None,
+    assignments: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Resolves all settings.
+
+    Args:
+        config_file: `--config`; by default `nertool.toml` in the working folder, if there is one.
+        assignments: The `--set` values, such as `train.epochs=3`.
+        options: Dotted name → value of the command line's own options; None values are not given.
+        environment: The environment variables; by default the process's.
+
+    Raises:
+        NertoolError: With every unknown name (and the nearest right one) and every value out of range, and where it
+            came from.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    layers = [
+        *_file_layer(config_file),
+        *_environment_layer(os.environ if environment is None else environment),
+        *_assignment_layer(assignments, problems),
+        *((name, value, "command line") for name, value in (options or {}).items() if value is not None),
+    ]
+    for name, value, origin in layers:
+        section, _, key = name.partition(".")
+        fields = Settings.model_fields
+        if section not in fields:
+            problems.append(f"{origin}: unknown settings section {section!r}{nearest_name(section, fields)}")
+            continue
+        part: type[BaseModel] = fields[section].annotation  # type: ignore[assignment]
+        if key not in part.model_fields:
+            known = {f"{section}.{field}" for field in part.model_fields}
+            problems.append(f"{origin}: unknown setting {name!r}{nearest_name(name, known)}")
+            continue
+        merged.setdefault(section, {})[key] = value
+        origins[name] = origin
+    if not problems:
+        try:
+            return Settings(**merged)  # type: ignore[arg-type]
+        except ValidationError as error:
+            for item in error.errors():
+                name = ".".join(map(str, item["loc"][:2]))
+                problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}, not {item['input']!r}")
+    raise NertoolError("\n".join(problems), "docs/reference/settings.md lists every setting")
+
+
+Layer = tuple[str, Any, str]
+
+
+def _file_layer(config_file: Path | None) -> list[Layer]:
+    path = config_file or Path(CONFIG_FILE)
+    if not path.is_file():
+        if config_file is None:
+            return []
+        raise NertoolError(f"the configuration file {path} does not exist")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise NertoolError(f"{path} is not valid TOML: {error}") from error
+    layers: list[Layer] = []
+    for section, values in content.items():
+        if isinstance(values, dict):
+            layers += [(f"{section}.{key}", value, str(path)) for key, value in values.items()]
+        else:
+            layers.append((section, values, str(path)))
+    return layers
+
+
+def _environment_layer(environment: Mapping[str, str]) -> list[Layer]:
+    return [
+        (variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1), _value(text), variable)
+        for variable, text in sorted(environment.items())
+        if variable.startswith(ENVIRONMENT_PREFIX)
+    ]
+
+
+def _assignment_layer(assignments: Sequence[str], problems: list[str]) -> list[Layer]:
+    layers: list[Layer] = []
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            problems.append(f"--set {assignment}: write --set SECTION.NAME=VALUE")
+        else:
+            layers.append((name.strip(), _value(text.strip()), f"--set {assignment}"))
+    return layers
+
+
+def _value(text: str) -> Any:
+    """Reads a value as TOML does where it is TOML (numbers, true, lists); anything else is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
