@@ -161,7 +161,7 @@ def content_digest(document: Document) -> str:
     """Returns a SHA-256 hex digest of the texts and entities, whatever the id, file or order of entities."""
     digest = hashlib.sha256()
     for section in document.sections:
-        entities = sorted((entity.label, entity.spans) for entity in section.entities)
+        entities = sorted((entity.label, [[*span] for span in entity.spans]) for entity in section.entities)
         digest.update(orjson.dumps([section.name, section.text, entities]))
     return digest.hexdigest()
 

@@ -63,8 +63,8 @@ class ModelSettings(_Part):
     begin_channels: bool = Field(
         False, description="Learn where entities begin, too, so that touching entities of one class stay apart."
     )
-    dropout: Fraction | None = Field(
-        None, description="Dropout of the hidden layers. Unset: the backbone's own, in most of them 0.1."
+    dropout: Fraction = Field(
+        0.0, description="Dropout of the hidden layers and the output layer."
     )
     attention_dropout: Fraction = Field(
         0.0, description="Dropout of the attention weights; above 0 the fused attention kernels can't be used."
@@ -78,9 +78,13 @@ class TrainSettings(_Part):
     """The training loop."""
 
     epochs: int = Field(10, ge=1, description="Passes over the training windows.")
-    learning_rate: float = Field(3e-4, gt=0.0, description="Peak learning rate of the backbone.")
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = Field(
+        None,
+        description="Peak learning rate of the backbone. Unset: by its hidden size, 6e-4 for 384 units, 7.5e-5 for 768, "
+        "3.2e-5 for 1,024.",
+    )
     head_learning_rate_factor: float = Field(
-        1.0, gt=0.0, description="The learning rate of the new output layer, as a multiple of the backbone's."
+        5.0, gt=0.0, description="The learning rate of the new output layer, as a multiple of the backbone's."
     )
     warmup_fraction: Fraction = Field(0.1, description="Share of all steps in which the learning rate rises from 0.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
@@ -89,7 +93,7 @@ class TrainSettings(_Part):
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay; biases and norms have none.")
     max_gradient_norm: float = Field(1.0, gt=0.0, description="Gradients are scaled down to this norm.")
     tokens_per_batch: int = Field(
-        4096, ge=8, description="Tokens of one batch on the device, padding included; a longer window is a batch alone."
+        2048, ge=8, description="Tokens of one batch on the device, padding included; a longer window is a batch alone."
     )
     accumulate_batches: int = Field(1, ge=1, description="Batches per optimizer step.")
     seed: int = Field(42, ge=0, description="Seed of everything random in training.")

@@ -55,6 +55,7 @@ def _open(path: Path, mode: str) -> IO[bytes]:
     if name.endswith(".zst"):
         if mode == "wb":
             return zstandard.open(path, "wb")
-        # A window of 2 GiB: what `zstd --long=31` writes can be read, too.
-        return io.BufferedReader(zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=2**31)))
+        # Several frames (as pzstd writes them) and windows of 2 GiB (`zstd --long=31`) can be read, too.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        return io.BufferedReader(decompressor.stream_reader(path.open(mode), read_across_frames=True, closefd=True))
     return path.open(mode)

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
+
 from nertool.documents import Document, Problem, dump_document
+from nertool.console import say
 from nertool.errors import NertoolError
+from nertool.files import write_atomic
 from nertool.formats.base import Format, ReadReport, Record, Rejected
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter, read_kazu
@@ -137,3 +141,22 @@ def _by_ending(file: Path, texts: bool) -> Format | None:
         if name.endswith(file_format.endings):
             return file_format
     return None
+
+
+def write_rejected(report: ReadReport, path: Path) -> None:
+    """Writes the invalid documents that were set aside, with their reasons, one per line; no file if there are none."""
+    if report.rejected:
+        write_atomic(path, b"".join(orjson.dumps(item.to_json()) + b"\n" for item in report.rejected))
+
+
+def report_reading(report: ReadReport) -> None:
+    """Tells people what didn't come in, and what was changed on the way."""
+    for item in report.rejected:
+        say(f"set aside: {item.place}: {item.problems[0]}")
+    if report.rejected:
+        say(f"{len(report.rejected):,} invalid documents were set aside")
+    for note, count in report.notes.items():
+        say(f"note: {count:,} {note}")
+    if report.ignored_files:
+        shown = ", ".join(report.ignored_files[:5])
+        say(f"note: {len(report.ignored_files):,} other files or folders were not read ({shown}{', …' if len(report.ignored_files) > 5 else ''})")

@@ -1,0 +1,154 @@
+"""The state of a training run on disk: everything that makes a resumed run go on as if nothing had happened.
+
+Tensors are kept as safetensors, the rest as JSON; never as pickles.
+"""
+
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nertool.errors import NertoolError
+from nertool.files import publish_folder, read_json, write_json
+
+STATE_FILE = "state.json"
+
+
+@dataclass
+class Progress:
+    """Where a training run is.
+
+    Args:
+        step: Optimizer steps done.
+        epoch: The epoch that the next batch is from.
+        batch: Batches of that epoch done.
+        evaluated_step: The last step after which the eval split was scored; -1 before the first time.
+        best_step: The step of the best model; -1 if there is none yet.
+        best_value: Its value of the metric.
+        evaluations_without_gain: How many evaluations in a row were not better.
+        metrics_lines: Lines of metrics.jsonl that belong to this state.
+        train_seconds: Seconds spent so far, over all resumptions.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    evaluated_step: int = -1
+    best_step: int = -1
+    best_value: float = float("-inf")
+    evaluations_without_gain: int = 0
+    metrics_lines: int = 0
+    train_seconds: float = 0.0
+
+
+def save_checkpoint(
+    folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: "torch.amp.GradScaler", progress: Progress
+) -> Path:
+    """Writes `folder/step-N`, whole or not at all, and then removes the older ones.
+
+    Raises:
+        OSError: If the disk is full; older checkpoints are untouched then.
+    """
+    folder.mkdir(exist_ok=True)
+    final = folder / f"step-{progress.step:08d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in _own_tensors(network).items()}, partial / "model.safetensors")
+        tensors, facts = _flatten(optimizer.state_dict())
+        save_file(tensors, partial / "optimizer.safetensors")
+        save_file(_random_states(), partial / "random.safetensors")
+        state = {**asdict(progress), "best_value": _finite(progress.best_value)}
+        write_json(
+            partial / STATE_FILE,
+            {"progress": state, "optimizer": facts, "scaler": scaler.state_dict()},
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        publish_folder(partial, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # it reports a full disk as an error of its own
+            raise OSError(str(error)) from error
+        raise
+    for old in folder.iterdir():
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint, if there is one."""
+    found = sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
+    return found[-1] if found else None
+
+
+def load_checkpoint(
+    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: "torch.amp.GradScaler"
+) -> Progress:
+    """Restores a run's state in place.
+
+    Raises:
+        NertoolError: If the checkpoint is damaged or of another model.
+    """
+    state = read_json(path / STATE_FILE)
+    try:
+        weights = load_file(path / "model.safetensors")
+        if different := set(_own_tensors(network)) ^ set(weights):
+            raise NertoolError(f"the checkpoint {path} is of another model: {sorted(different)[0]}")
+        network.load_state_dict(weights, strict=False)
+        optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), state["optimizer"]))
+        randoms = load_file(path / "random.safetensors")
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise NertoolError(f"the checkpoint {path} is damaged: {error}", "remove it, or --force to start afresh") from error
+    scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(randoms["cpu"])
+    if torch.cuda.is_available() and "cuda" in randoms:
+        torch.cuda.set_rng_state(randoms["cuda"])
+    values = state["progress"]
+    if values["best_value"] is None:
+        values["best_value"] = float("-inf")
+    return Progress(**values)
+
+
+def _own_tensors(network: torch.nn.Module) -> dict[str, Tensor]:
+    """Returns the state without second names of shared tensors, which safetensors refuses."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in network.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            result[name] = tensor
+            seen.add(tensor.data_ptr())
+    return result
+
+
+def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {f"{index}.{key}": value.contiguous() for index, values in state["state"].items() for key, value in values.items()}
+    groups = [{key: value for key, value in group.items() if not isinstance(value, Tensor)} for group in state["param_groups"]]
+    return tensors, {"param_groups": groups}
+
+
+def _unflatten(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": facts["param_groups"]}
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Returns the states of the generators that training draws from: torch's, for dropout; batches need none."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,45 @@
+"""The `nertool` command: registers the commands, nothing else."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from nertool import __version__
+from nertool.commands import cache, convert, demo, evaluate, predict, split, train
+
+app = typer.Typer(
+    name="nertool",
+    help="From texts annotated by an LLM to a small, fast, trustworthy biomedical NER model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # its tracebacks show local variables, and so secrets
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)  # noqa: T201 (stdout is data, and this is it)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """From texts annotated by an LLM to a small, fast, trustworthy biomedical NER model."""
+
+
+for _command in (demo.demo, convert.convert, split.split, cache.cache, train.train, evaluate.evaluate, predict.predict):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Runs the command line."""
+    if sys.platform == "darwin":
+        # Must be set before torch is imported; lets operations that MPS lacks run on the CPU.
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    app()

@@ -1,0 +1,1 @@
+"""The commands: in each module a thin Typer function beside a plain one that does the work."""

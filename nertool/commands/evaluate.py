@@ -1,0 +1,160 @@
+"""`nertool evaluate`: how well a model does on documents with gold entities."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nertool.commands.options import Config, Device, Force, Json, Set, SkipInvalid, command, settings_from
+
+
+@command
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder of a training run.")],
+    documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Documents with gold entities, or a cache.")],
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", help="strict, overlap, or kazu (KAZU's own scorer, omissions included).", show_default=False),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Write the documents with predicted entities to this folder.")
+    ] = None,
+    device: Device = None,
+    skip_invalid: SkipInvalid = None,
+    force: Force = False,
+    json: Json = False,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Score a model's predictions against gold entities, class by class.
+
+    nertool evaluate run/model split/test --json > metrics.json
+    """
+    from nertool.console import print_json
+
+    options = {"evaluate.scheme": scheme, "train.device": device, "data.skip_invalid": skip_invalid}
+    settings = settings_from(config, assignments, options)
+    report = run_evaluate(model, documents, settings, predictions=predictions, force=force)
+    if json:
+        print_json(report)
+    else:
+        show_report(report)
+
+
+def run_evaluate(
+    model_folder: Path, source: Path, settings: Any, *, predictions: Path | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Scores a model.
+
+    Args:
+        model_folder: A model that nertool trained.
+        source: Documents with gold entities, or a cache.
+        settings: The `Settings`.
+        predictions: Where to write the predicted documents.
+        force: Replace older predictions.
+
+    Returns:
+        What `--json` prints; see `metrics.evaluation_report`.
+
+    Raises:
+        NertoolError: If the model or the documents can't be used.
+    """
+    from collections import Counter
+
+    from nertool.console import progress
+    from nertool.devices import choose_device, choose_precision
+    from nertool.documents import Document
+    from nertool.files import new_folder, prepare_output
+    from nertool.formats import FORMATS, ReadReport, read_documents
+    from nertool.formats.reading import report_reading
+    from nertool.inference import Runner, predict_documents
+    from nertool.metrics import SectionPair, evaluation_report
+    from nertool.model import load_model
+    from nertool.representation import Representation, represent
+    from nertool.targets import locate
+    from nertool.window_cache import is_cache, open_cache
+
+    if predictions is not None:
+        prepare_output(predictions, force=force)
+    device = choose_device(settings.train.device)
+    model = load_model(model_folder)
+    model.network.to(device)
+    reading = ReadReport()
+    gold_documents: list[Document] = list(
+        open_cache(source).documents()
+        if is_cache(source)
+        else read_documents(source, reading, skip_invalid=settings.data.skip_invalid)
+    )
+    runner = Runner(device, choose_precision(settings.train.precision, device), settings.predict.tokens_per_batch)
+    predicted_documents: list[Document] = []
+    with progress("predicting", len(gold_documents), "documents") as advance:
+        for chunk in predict_documents(model, gold_documents, runner, settings.predict.documents_per_chunk):
+            predicted_documents += chunk
+            advance(len(predicted_documents))
+    pairs = [
+        SectionPair(number, gold.entities, predicted.entities)
+        for number, (gold_document, predicted_document) in enumerate(zip(gold_documents, predicted_documents, strict=True))
+        for gold, predicted in zip(gold_document.sections, predicted_document.sections, strict=True)
+    ]
+    report = evaluation_report(
+        pairs,
+        model.scheme.labels,
+        scheme=settings.evaluate.scheme,
+        bootstrap_samples=settings.evaluate.bootstrap_samples,
+        bootstrap_seed=settings.evaluate.bootstrap_seed,
+    )
+    sections = [section for document in gold_documents for section in document.sections]
+    tokens = model.tokenizer.tokenize([section.text for section in sections])
+    ceiling: Representation = represent(sections, tokens, locate(sections, tokens, model.scheme), model.scheme)
+    labels = Counter(entity.label for section in sections for entity in section.entities)
+    report["counts"] |= {
+        "documents": len(gold_documents),
+        "rejected": len(reading.rejected),
+        "not_representable": ceiling.to_json(),
+        "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in model.scheme.labels)),
+    }
+    if predictions is not None:
+        writer_type = FORMATS["kazu"].writer
+        assert writer_type is not None
+        with new_folder(predictions, "evaluate", force=force) as folder, writer_type(folder) as writer:
+            for document in predicted_documents:
+                writer.write(document)
+    report_reading(reading)
+    return report
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """Shows people the scores as a table."""
+    from rich.table import Table
+
+    from nertool.console import say, show
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    table = Table("class", title=f"scheme: {report['scheme']}", title_justify="left")
+    for name in ("precision", "recall", "F1", "support"):
+        table.add_column(name, justify="right")
+    labels = [key.removesuffix("_support") for key in report if key.endswith("_support")]
+    for label in labels:
+        table.add_row(
+            label,
+            *(number(report.get(f"{label}_{name}")) for name in ("precision", "recall", "f1")),
+            f"{report[f'{label}_support']:,}",
+        )
+    table.add_section()
+    micro = [number(report[f"micro_{name}"]) for name in ("precision", "recall", "f1")]
+    table.add_row("all (micro)", *micro, f"{report['counts']['gold_entities']:,}")
+    table.add_row("mean of the classes", "", "", number(report["mean_f1"]), "")
+    show(table)
+    for name, interval in report["confidence_intervals"].items():
+        if interval:
+            say(f"{name}: {report[name]:.3f}, 95 % interval {interval['low']:.3f} to {interval['high']:.3f} (over documents)")
+    others = [
+        f"{name}: micro F1 {number(scores['micro_f1'])}, mean F1 {number(scores['mean_f1'])}"
+        for name, scores in report["schemes"].items()
+        if name != report["scheme"]
+    ]
+    say("; ".join(others))
+    for label, count in report["counts"]["classes_unknown_to_the_model"].items():
+        say(f"note: the model does not know the class {label!r} ({count:,} entities, counted as missed)")

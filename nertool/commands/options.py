@@ -1,0 +1,90 @@
+"""Options that several commands share, and what they do about errors."""
+
+import errno
+import functools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from nertool.errors import Interrupted, NertoolError
+
+Parameters = ParamSpec("Parameters")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML); nertool.toml in this folder is found by itself.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Any setting; may be given several times.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an older output of nertool's.")]
+SkipInvalid = Annotated[
+    bool | None,
+    typer.Option("--skip-invalid", help="Set invalid documents aside in rejected.jsonl and go on with the rest."),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Backbone: a hub name, a folder, or `minilm`.", show_default=False)
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
+
+# What the operating system says when the fault is the place or the disk, not ours.
+_PLACE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.EIO, errno.EMFILE, errno.ENOTEMPTY, errno.EEXIST, errno.ELOOP, errno.EFBIG,
+}  # fmt: skip
+
+
+def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Makes a Typer function end as users expect: one readable message and exit status 2, or 130/143 on a signal."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            function(*args, **kwargs)
+        except NertoolError as error:
+            _print_error(error.message, error.hint)
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if error.errno not in _PLACE_ERRORS:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            _print_error(
+                f"{where}{error.strerror or error}",
+                "free some space and run the same command again; nothing half-written was left" if full else None,
+            )
+            raise typer.Exit(2) from error
+        except Interrupted as error:
+            _print_error(f"interrupted: {error.saved}", None)
+            raise typer.Exit(128 + error.signal_number) from error
+        except KeyboardInterrupt as error:
+            _print_error("interrupted: run the same command again", None)
+            raise typer.Exit(128 + signal.SIGINT) from error
+
+    return wrapped
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(signal.SIGTERM, "run the same command again")
+
+
+def _print_error(message: str, hint: str | None) -> None:
+    from nertool.console import stderr_console
+
+    console = stderr_console()
+    console.print("Error:", style="bold red", end=" ")
+    console.print(message, markup=False)
+    if hint:
+        console.print(f"  → {hint}", markup=False)
+
+
+def settings_from(config: Path | None, assignments: list[str] | None, options: dict[str, Any]) -> Any:
+    """Resolves the settings from what the command line says."""
+    from nertool.settings import load_settings
+
+    return load_settings(config, assignments or [], options)

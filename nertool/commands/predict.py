@@ -1,0 +1,90 @@
+"""`nertool predict`: entities in new texts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nertool.commands.options import Config, Device, Force, Json, Set, SkipInvalid, command, settings_from
+
+
+@command
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder of a training run.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Documents or plain texts (.txt): a folder or a file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder, or a .jsonl, .jsonl.gz or .jsonl.zst file.")],
+    device: Device = None,
+    skip_invalid: SkipInvalid = None,
+    force: Force = False,
+    json: Json = False,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Find entities in documents or texts; entities that they had are replaced.
+
+    A run that was killed goes on where it was when the same command is run again.
+
+    nertool predict run/model texts/ predictions/
+    """
+    from nertool.console import print_json, say
+
+    options = {"train.device": device, "data.skip_invalid": skip_invalid}
+    settings = settings_from(config, assignments, options)
+    result = run_predict(model, source, output, settings, force=force)
+    if json:
+        print_json(result)
+    else:
+        say(f"{result['documents']:,} documents with {result['entities']:,} predicted entities written to {output}")
+
+
+def run_predict(model_folder: Path, source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:
+    """Predicts documents, chunk by chunk; each finished chunk is saved.
+
+    Args:
+        model_folder: A model that nertool trained.
+        source: Documents or texts.
+        output: A folder, or a `.jsonl` file, compressed or not.
+        settings: The `Settings`.
+        force: Replace an older output.
+
+    Returns:
+        The counts that `--json` prints.
+
+    Raises:
+        NertoolError: If the model or the documents can't be used.
+    """
+    from itertools import islice
+
+    from nertool.console import progress
+    from nertool.devices import choose_device, choose_precision
+    from nertool.files import prepare_output
+    from nertool.formats import ReadReport, read_documents
+    from nertool.formats.reading import report_reading
+    from nertool.inference import Runner, predict_documents
+    from nertool.model import load_model
+    from nertool.prediction_output import PredictionOutput
+
+    prepare_output(output, force=force)
+    device = choose_device(settings.train.device)
+    precision = choose_precision(settings.train.precision, device)
+    model = load_model(model_folder)
+    model.network.to(device)
+    runner = Runner(device, precision, settings.predict.tokens_per_batch)
+    reading = ReadReport()
+    documents = read_documents(source, reading, skip_invalid=settings.data.skip_invalid, texts=True)
+    job = {
+        "model": str(model_folder.resolve()),
+        "source": str(source.resolve()),
+        "predict": settings.predict.model_dump(),
+        "device": device.type,
+        "precision": str(precision),
+    }
+    with PredictionOutput(output, job) as writer, progress("predicting", None, "documents") as advance:
+        for _ in islice(documents, writer.documents):
+            pass
+        for chunk in predict_documents(model, documents, runner, settings.predict.documents_per_chunk):
+            writer.write(chunk)
+            advance(writer.documents)
+        writer.finish(reading)
+    report_reading(reading)
+    return {"documents": writer.documents, "entities": writer.entities, "read": reading.to_json()}

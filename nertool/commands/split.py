@@ -1,0 +1,129 @@
+"""`nertool split`: documents into train, eval and test."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, command, settings_from
+
+
+@command
+def split(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A folder of documents, or a .jsonl file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Gets train/, eval/, test/ and split.json.")],
+    fractions: Annotated[
+        str | None, typer.Option("--fractions", help="Shares of train, eval and test: 0.8,0.1,0.1.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Another seed, another split.", show_default=False)] = None,
+    force: Force = False,
+    skip_invalid: SkipInvalid = None,
+    json: Json = False,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Split documents into train, eval and test, stratified over all classes, with duplicates kept together.
+
+    nertool split documents/ split/ --fractions 0.8,0.1,0.1 --seed 42
+    """
+    from nertool.console import print_json, say
+
+    options = {
+        "data.split_fractions": _parse_fractions(fractions),
+        "data.split_seed": seed,
+        "data.skip_invalid": skip_invalid,
+    }
+    settings = settings_from(config, assignments, options)
+    report = run_split(source, output, settings.data, force=force)
+    if json:
+        print_json(report)
+    else:
+        _show(report)
+        say(f"written to {output}; details in {output / 'split.json'}")
+
+
+def run_split(source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:
+    """Splits documents; reads them twice, to plan and to write, so that memory stays small.
+
+    Args:
+        source: The documents.
+        output: The folder to make.
+        settings: `DataSettings`.
+        force: Replace an older split.
+
+    Returns:
+        The content of split.json.
+
+    Raises:
+        NertoolError: If documents are invalid, too few, or the output can't be made.
+    """
+    from nertool.console import progress
+    from nertool.errors import NertoolError
+    from nertool.files import new_folder, write_json
+    from nertool.formats import FORMATS, ReadReport, read_documents
+    from nertool.formats.reading import report_reading, write_rejected
+    from nertool.splitting import SIDES, plan_split, summarise
+
+    with new_folder(output, "split", force=force) as folder:
+        report = ReadReport()
+        summaries = []
+        with progress("comparing", None, "documents") as advance:
+            for document in read_documents(source, report, skip_invalid=settings.skip_invalid):
+                summaries.append(summarise(document))
+                advance(report.documents)
+        plan = plan_split(summaries, settings.split_fractions, settings.split_seed, settings.duplicate_similarity)
+        kazu = FORMATS["kazu"].writer
+        assert kazu is not None
+        writers = {side: kazu(folder / side) for side in SIDES}
+        for writer in writers.values():
+            writer.__enter__()
+        with progress("writing", report.documents, "documents") as advance:
+            second = ReadReport()
+            for document in read_documents(source, second, skip_invalid=settings.skip_invalid):
+                side = plan.assignment.get(document.id)
+                if side is None:
+                    raise NertoolError(f"{source} changed while it was read: {document.id!r} is new", "try again")
+                writers[side].write(document)
+                advance(second.documents)
+        result = {"read": report.to_json(), **plan.report()}
+        write_json(folder / "split.json", result)
+        write_rejected(report, folder / "rejected.jsonl")
+    report_reading(report)
+    return result
+
+
+def _parse_fractions(text: str | None) -> tuple[float, ...] | None:
+    from nertool.errors import NertoolError
+
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise NertoolError(f"--fractions {text}: write three numbers, such as 0.8,0.1,0.1") from error
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from nertool.console import say, show
+
+    table = Table("class", title="entities in each side", title_justify="left")
+    for side in ("train", "eval", "test"):
+        table.add_column(side, justify="right")
+    for label, row in report["classes"].items():
+        table.add_row(
+            label, *(f"{row['counts'][side]:,} ({100 * row['shares'][side]:.1f} %)" for side in ("train", "eval", "test"))
+        )
+    counts = report["counts"]["documents"]
+    table.add_section()
+    table.add_row("documents", *(f"{counts[side]:,}" for side in ("train", "eval", "test")))
+    show(table)
+    if groups := report["duplicate_groups"]:
+        kinds = [group["kind"] for group in groups]
+        say(f"kept together: {kinds.count('exact')} groups of equal and {kinds.count('near')} of nearly equal documents")
+    for label, side in report["classes_in_a_single_document"].items():
+        say(f"note: the class {label!r} is in one document only, which went to {side}")
+    for side, unseen in report["unseen_mentions"].items():
+        if unseen["overall"]["share"] is not None:
+            say(f"{side}: {100 * unseen['overall']['share']:.1f} % of the mentions never occur in train")

