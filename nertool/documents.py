@@ -2,11 +2,15 @@
 
 The JSON form is what KAZU 2.4.0 itself reads and writes. Fields that nertool doesn't use are kept as they were, in
 `extra`. Deliberate differences from KAZU's reader: what it accepts although it is wrong (a span past the end of the
-text, `null` as a text, …) is reported as a `Problem`; `NaN` becomes `null` and is counted; a byte-order mark is skipped.
+text, `null` as a text, …) is reported as a `Problem`; `NaN` becomes `null` and is counted; a byte-order mark is
+skipped.
 """
 
 import hashlib
 import json
+import math
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +29,8 @@ _ENTITY_KEYS = {
 }  # fmt: skip
 # Written anew from the spans, which are the truth: KAZU ignores what stands there, too.
 _DERIVED_KEYS = {"start", "end"}
+# Numbers that orjson rounds (beyond 64 bits) or makes infinite (beyond 1e308) without a word.
+_HUGE_NUMBER = re.compile(rb"[0-9]{20}|[0-9][eE]\+?[0-9]{3}")
 
 
 class Span(NamedTuple):
@@ -190,10 +196,12 @@ def _entity_to_json(entity: Entity) -> dict[str, Any]:
 
 def _load_json(data: bytes) -> tuple[Any, int]:
     data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return orjson.loads(data), 0
-    except orjson.JSONDecodeError as error:
-        first_error = error
+    first_error: Exception | None = None
+    if not _HUGE_NUMBER.search(data):
+        try:
+            return orjson.loads(data), 0
+        except orjson.JSONDecodeError as error:
+            first_error = error
     # What orjson refuses may be NaN, Infinity or an escaped lone surrogate, which the standard library reads.
     nonfinite = 0
 
@@ -201,12 +209,19 @@ def _load_json(data: bytes) -> tuple[Any, int]:
         nonlocal nonfinite
         nonfinite += 1
 
+    def to_float(text: str) -> float | None:
+        value = float(text)
+        if math.isfinite(value):
+            return value
+        to_null(text)
+        return None
+
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=to_null), nonfinite
+        return json.loads(data.decode("utf-8"), parse_constant=to_null, parse_float=to_float), nonfinite
     except UnicodeDecodeError as error:
         raise InvalidDocumentError([Problem("", f"not UTF-8: {error.reason} at byte {error.start}")]) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidDocumentError([Problem("", f"not valid JSON: {first_error}")]) from error
+        raise InvalidDocumentError([Problem("", f"not valid JSON: {first_error or error}")]) from error
 
 
 def _document(raw: Any, problems: list[Problem]) -> Document | None:
@@ -225,7 +240,7 @@ def _document(raw: Any, problems: list[Problem]) -> Document | None:
         if (section := _section(raw_section, f"sections[{index}]", problems)) is not None
     )
     extra = {key: value for key, value in raw.items() if key not in ("idx", "sections")}
-    identifier = raw.get("idx")
+    identifier: Any = raw.get("idx")
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     if identifier is None:
@@ -249,18 +264,19 @@ def _section(raw: Any, place: str, problems: list[Problem]) -> Section | None:
     if not isinstance(raw_entities, list):
         problems.append(Problem(f"{place}.entities", f"must be a list, not {_kind(raw_entities)}"))
         raw_entities = []
-    if text is None or name is None:
-        return None
+    text_length = sys.maxsize if text is None else len(text)
     entities = tuple(
         entity
         for index, raw_entity in enumerate(raw_entities)
-        if (entity := _entity(raw_entity, text, f"{place}.entities[{index}]", problems)) is not None
+        if (entity := _entity(raw_entity, text_length, f"{place}.entities[{index}]", problems)) is not None
     )
+    if text is None or name is None:
+        return None
     extra = {key: value for key, value in raw.items() if key not in ("name", "text", "entities")}
     return Section(name, text, entities, extra)
 
 
-def _entity(raw: Any, text: str, place: str, problems: list[Problem]) -> Entity | None:
+def _entity(raw: Any, text_length: int, place: str, problems: list[Problem]) -> Entity | None:
     if not isinstance(raw, dict):
         problems.append(Problem(place, f"must be an object, not {_kind(raw)}"))
         return None
@@ -269,16 +285,16 @@ def _entity(raw: Any, text: str, place: str, problems: list[Problem]) -> Entity 
     label = _string(raw, "entity_class", place, problems)
     match = _string(raw, "match", place, problems)
     namespace = _string(raw, "namespace", place, problems)
+    if label == "":
+        problems.append(Problem(f"{place}.entity_class", "must not be empty"))
     raw_spans = raw.get("spans")
     if not isinstance(raw_spans, list) or not raw_spans:
         problems.append(Problem(f"{place}.spans", "must be a list with at least one span"))
         return None
-    if label == "":
-        problems.append(Problem(f"{place}.entity_class", "must not be empty"))
     spans = {
         span
         for index, raw_span in enumerate(raw_spans)
-        if (span := _span(raw_span, len(text), f"{place}.spans[{index}]", problems)) is not None
+        if (span := _span(raw_span, text_length, f"{place}.spans[{index}]", problems)) is not None
     }
     if not label or match is None or namespace is None or not spans:
         return None
@@ -303,7 +319,8 @@ def _span(raw: Any, text_length: int, place: str, problems: list[Problem]) -> Sp
     elif start < 0 or start >= end:
         problems.append(Problem(place, f"[{start}, {end}) is not a span: 0 <= start < end must hold"))
     elif end > text_length:
-        problems.append(Problem(place, f"[{start}, {end}) ends past the end of the text, which has {text_length} characters"))
+        reason = f"[{start}, {end}) ends past the end of the text, which has {text_length} characters"
+        problems.append(Problem(place, reason))
     else:
         return Span(start, end)
     return None
@@ -314,7 +331,7 @@ def _offset(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit():
-        return int(value)
+        return int(value) if len(value) < 20 else None
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) else None
@@ -322,7 +339,9 @@ def _offset(value: Any) -> int | None:
 
 def _score(metadata: Any) -> float | None:
     score = metadata.get("score") if isinstance(metadata, dict) else None
-    return float(score) if isinstance(score, int | float) and not isinstance(score, bool) else None
+    if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > sys.float_info.max:
+        return None
+    return float(score)
 
 
 def _string(raw: Mapping[str, Any], key: str, place: str, problems: list[Problem]) -> str | None:
@@ -368,9 +387,14 @@ def _kind(value: Any) -> str:
         return "true or false"
     if isinstance(value, int | float):
         return "a number"
-    return {str: "a string", list: "a list", dict: "an object"}[type(value)]
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object"
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "so deeply nested a value"
     return text if len(text) <= 60 else f"{text[:57]}..."

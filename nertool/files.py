@@ -98,16 +98,30 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def prepare_output(path: Path, *, force: bool) -> None:
+def prepare_output(path: Path, *, force: bool, as_file: bool = False) -> None:
     """Makes sure that a command may create `path`, before any work is done.
 
     Args:
         path: A file or folder that is going to be created whole.
-        force: Remove what nertool itself wrote there before.
+        force: Remove a folder that nertool itself made there before; a file is replaced at the end, by a rename.
+        as_file: Whether it is going to be a file.
 
     Raises:
         NertoolError: If something is there that may not be replaced, or the place can't be written.
     """
+    check_output(path, force=force, as_file=as_file)
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def check_output(path: Path, *, force: bool, as_file: bool = False) -> None:
+    """Does what `prepare_output` does, but removes nothing yet.
+
+    Raises:
+        NertoolError: If something is there that may not be replaced, or the place can't be written.
+    """
+    if path.name in ("", ".."):
+        raise NertoolError(f"{path} names no new {'file' if as_file else 'folder'}", "choose another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.name}.probe")
@@ -115,16 +129,17 @@ def prepare_output(path: Path, *, force: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise NertoolError(f"cannot write {path}: {error.strerror or error}", "choose another output") from error
+    if path.is_dir() and path.is_symlink():
+        raise NertoolError(f"{path} is a link to a folder", "name the folder itself, so that it can be made whole")
     if path.is_dir() and any(path.iterdir()):
         if not force:
             raise NertoolError(f"{path} exists and is not empty", "choose another output, or --force to replace it")
-        remove_own(path)
-    elif path.is_dir():
-        path.rmdir()
-    elif path.exists():
+        _check_own(path)
+    elif path.exists() and not path.is_dir():
+        if not as_file:
+            raise NertoolError(f"{path} is a file, and the output is a folder", "choose another output")
         if not force:
             raise NertoolError(f"{path} exists", "choose another output, or --force to replace it")
-        path.unlink()
 
 
 def remove_own(folder: Path) -> None:
@@ -133,14 +148,21 @@ def remove_own(folder: Path) -> None:
     Raises:
         NertoolError: If there is no manifest, or a file that the manifest doesn't name.
     """
+    _check_own(folder)
+    shutil.rmtree(folder)
+
+
+def _check_own(folder: Path) -> None:
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
         raise NertoolError(f"{folder} was not made by nertool, so --force won't delete it", "choose another output")
-    own = set(read_json(manifest)["files"]) | {MANIFEST_NAME}
+    content = read_json(manifest)
+    own = {*(content["files"] if isinstance(content, dict) and "files" in content else ()), MANIFEST_NAME}
     foreign = sorted(
         relative
         for path in folder.rglob("*")
-        if not path.is_dir() and not _is_own(relative := path.relative_to(folder).as_posix(), own)
+        if (path.is_symlink() or not path.is_dir())
+        and not _is_own(relative := path.relative_to(folder).as_posix(), own)
     )
     if foreign:
         raise NertoolError(
@@ -148,7 +170,6 @@ def remove_own(folder: Path) -> None:
             + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""),
             "move them away, or choose another output",
         )
-    shutil.rmtree(folder)
 
 
 def _is_own(relative: str, own: set[str]) -> bool:
@@ -176,20 +197,21 @@ def new_folder(path: Path, command: str, *, force: bool = False, **facts: Any) -
     Args:
         path: The folder to create.
         command: The command that makes it, for the manifest.
-        force: Replace an older output of nertool's.
+        force: Replace an older output of nertool's; it stays until the new one is whole.
         **facts: What the manifest should tell about the making.
 
     Raises:
         NertoolError: If `path` may not be created.
     """
-    prepare_output(path, force=force)
+    recover_folder(path)
+    check_output(path, force=force)
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()
     try:
         yield partial
         write_manifest(partial, command, **facts)
-        publish_folder(partial, path)
+        replace_folder(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

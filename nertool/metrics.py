@@ -1,26 +1,24 @@
 """Scores predicted against gold entities: precision, recall, F1 and support, per class and over all.
 
-Every scheme looks at one class in one section at a time and says how many gold entities were found, which predictions
-are wrong (false positives) and which gold entities were missed (false negatives); all numbers follow from these three
-counts per document and class. Three schemes:
+A scheme looks at one class in one section at a time and says how many gold entities were found, which predictions are
+wrong (false positives) and which gold entities were missed (false negatives). All numbers follow from these counts.
 
 - `strict`: a prediction is right if a gold entity has exactly its spans. As CoNLL and nervaluate's "strict" count.
-- `overlap`: right if it shares a character with a gold entity that no other prediction claims, and the other way round:
-  as many such pairs as possible are made, so neither a gold entity nor a prediction ever counts twice.
+- `overlap`: right if it is paired with a gold entity with which it shares a character. Each is in one pair at most, and
+  as many pairs as possible are made, so nothing counts twice and the order of the entities doesn't matter.
 - `kazu`: what KAZU 2.4.0 counts, to the last digit, so that numbers can be set beside its published ones; see `score`.
-
-Under `strict` and `overlap` the entities of a section are a set: the same spans with the same label twice are one
-entity. Source of `kazu`: `SectionScorer`, `score_sections` and `aggregate_ner_results` in
-`kazu/annotation/acceptance_test.py`, `calculate_metrics` in `kazu/training/train_multilabel_ner.py`.
+  Source: `kazu/annotation/acceptance_test.py` and `calculate_metrics` in `kazu/training/train_multilabel_ner.py`.
 """
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from heapq import heappop, heappush
 from itertools import accumulate
+from math import inf
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -30,35 +28,19 @@ from nertool.documents import Entity, Span
 
 Scheme = Literal["strict", "overlap", "kazu"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-
-Spans = tuple[Span, ...]
-Counts = NDArray[np.int64] | NDArray[np.float64]
-Rates = NDArray[np.float64]
-
 CONFIDENCE_LEVEL = 0.95
 
+Spans = tuple[Span, ...]
+Mention = tuple[Spans, str]  # with its text
+Outcome = tuple[int, list[str], list[str]]  # found gold entities, texts of wrong predictions, of missed gold entities
 
-@dataclass(frozen=True, slots=True)
-class SectionPair:
-    """The gold and the predicted entities of one section.
 
-    Args:
-        document: The number of the section's document; the bootstrap resamples whole documents.
-        gold: What is there.
-        predicted: What the model found.
-    """
+class SectionPair(NamedTuple):
+    """One section: the number of its document (the bootstrap draws whole documents), what is there, what was found."""
 
     document: int
     gold: Sequence[Entity]
     predicted: Sequence[Entity]
-
-
-class Outcome(NamedTuple):
-    """What a scheme counts for one class in one section."""
-
-    found: int
-    spurious: list[str]
-    missed: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +50,9 @@ class Scores:
     Args:
         scheme: The scheme.
         labels: The model's classes.
-        classes: The classes counted: all of `labels` and whatever else occurs, sorted; for `kazu` only those predicted
+        classes: The classes counted: `labels` and whatever else occurs, sorted; for `kazu` only those predicted
             anywhere, in the order in which KAZU meets them (which decides the last digit of its mean).
-        counts: Found gold entities, false positives and false negatives: int64, `(documents, classes, 3)`.
+        counts: Found gold entities, false positives, false negatives; int64, shape `(documents, classes, 3)`.
         false_positives: Class → text of the mention → count, most frequent first.
         false_negatives: The same for missed gold entities.
     """
@@ -83,50 +65,48 @@ class Scores:
     false_negatives: dict[str, dict[str, int]]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the flat numbers under KAZU's names; 0/0 is `None`, but 0.0 for `kazu`, which says so.
+        """Returns the flat numbers under KAZU's names; 0/0 is `None`, but 0.0 for `kazu`, as there.
 
-        `support` is the number of gold entities (for `kazu`: of the sections where the class was predicted). KAZU has
-        no F1 per class and no micro average: for `kazu` they are made of its counts as it makes its mean of classes.
-        A class called "mean" or "micro" loses its own `…_f1` to the overall number of that name.
+        `support` counts gold entities, for `kazu` only in sections where the class was predicted. KAZU has no F1 of a
+        class and no micro average: for `kazu` they are made of its counts in the way in which it makes its mean. A
+        class named "mean" or "micro" loses its own numbers to the overall ones.
         """
-        result: dict[str, Any] = {}
         totals = self.counts.sum(axis=0)
-        for label, counts in zip(self.classes, totals, strict=True):
-            result |= _named_rates(label, counts, self.scheme)
-            result[f"{label}_support"] = int(counts[0] + counts[2])
-        mean = _number(_mean_f1(totals, self))
-        return {**result, **_named_rates("micro", totals.sum(axis=0), self.scheme), "mean_f1": mean, "scheme": self.scheme}
+        result: dict[str, Any] = {}
+        for name, counts in zip((*self.classes, "micro"), (*totals, totals.sum(axis=0)), strict=True):
+            precision, recall, f1 = map(_number, _rates(counts, self.scheme))
+            result |= {f"{name}_precision": precision, f"{name}_recall": recall, f"{name}_f1": f1}
+            result[f"{name}_support"] = int(counts[0] + counts[2])
+        return {**result, "mean_f1": _number(_mean_f1(totals, self)), "scheme": self.scheme}
 
 
-def score(pairs: Iterable[SectionPair], labels: Iterable[str], scheme: Scheme) -> Scores:
-    """Counts what was found, wrong and missed.
+def score(pairs: Sequence[SectionPair], labels: Iterable[str], scheme: Scheme) -> Scores:
+    """Counts what was found, wrong and missed in all sections; `labels` are the classes that the model can predict.
 
-    `strict` and `overlap` count every class in every section. `kazu` keeps KAZU's omissions: it visits a class only in
-    the sections where it was predicted, so gold entities elsewhere are not missed; spans are equal, or both entities
-    have one span and the gold one's start or end lies in the predicted one, ends included (so touching is a match and
-    a prediction inside a longer gold entity is none); any number of matches is allowed; duplicates count each.
-
-    Args:
-        pairs: All sections.
-        labels: The classes that the model can predict.
-        scheme: What counts as found.
+    `strict` and `overlap` count every class in every section; the entities of a section are a set, so the same spans
+    with the same label twice are one. `kazu` keeps KAZU's omissions: it visits a class only in sections where it was
+    predicted, so elsewhere nothing is missed; entities match if their spans are equal, or if both have one span and
+    the gold one's start or end lies in the predicted one, its end included (so touching spans match, and a prediction
+    inside a longer gold entity doesn't); each may match any number of others; duplicates count each.
     """
-    pairs = list(pairs)
-    known = frozenset(labels)
+    match = {"strict": _match_strict, "overlap": _match_overlap, "kazu": _match_kazu}[scheme]
     rows = {document: row for row, document in enumerate(sorted({pair.document for pair in pairs}))}
     tallies: defaultdict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros((len(rows), 3), np.int64))
-    spurious: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    missed: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    wrong_texts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    missed_texts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for pair in pairs:
         gold, predicted = _by_label(pair.gold), _by_label(pair.predicted)
         for label in sorted(predicted if scheme == "kazu" else gold | predicted):
-            outcome = _MATCHERS[scheme](gold.get(label, []), predicted.get(label, []))
-            tallies[label][rows[pair.document]] += (outcome.found, len(outcome.spurious), len(outcome.missed))
-            spurious[label].update(outcome.spurious)
-            missed[label].update(outcome.missed)
+            found, wrong, missed = match(gold.get(label, []), predicted.get(label, []))
+            tallies[label][rows[pair.document]] += (found, len(wrong), len(missed))
+            wrong_texts[label].update(wrong)
+            missed_texts[label].update(missed)
+    known = frozenset(labels)
     classes = tuple(tallies) if scheme == "kazu" else tuple(sorted(known | tallies.keys()))
     counts = np.array([tallies[label] for label in classes], np.int64).reshape(len(classes), len(rows), 3)
-    return Scores(scheme, known, classes, counts.swapaxes(0, 1), _most_frequent(spurious), _most_frequent(missed))
+    return Scores(
+        scheme, known, classes, counts.swapaxes(0, 1), _most_frequent(wrong_texts), _most_frequent(missed_texts)
+    )
 
 
 def evaluation_report(
@@ -137,36 +117,27 @@ def evaluation_report(
     bootstrap_samples: int = 1000,
     bootstrap_seed: int = 42,
 ) -> dict[str, Any]:
-    """Returns everything `evaluate --json` prints; the caller adds to `counts` what only it knows.
+    """Returns the object that `evaluate --json` prints; its caller adds to `counts` what only the caller knows.
 
-    Args:
-        pairs: All sections.
-        labels: The classes that the model can predict.
-        scheme: The scheme of the flat numbers, the errors and the intervals; "schemes" has the numbers of all.
-        bootstrap_samples: See `confidence_intervals`.
-        bootstrap_seed: See `confidence_intervals`.
+    `labels` are the classes that the model can predict. The flat numbers, the errors and the confidence intervals are
+    those of `scheme`; "schemes" has the flat numbers of each.
     """
     labels = frozenset(labels)
     scores = {name: score(pairs, labels, name) for name in SCHEMES}
-    flat = {name: scores[name].to_json() for name in SCHEMES}
-    strict, chosen = scores["strict"], scores[scheme]
-    found, wrong, missed = strict.counts.sum(axis=(0, 1)).tolist()
-    in_use = strict.counts.any(axis=(0, 2)).tolist()
-    gold, predicted = sum(len(pair.gold) for pair in pairs), sum(len(pair.predicted) for pair in pairs)
+    schemes = {name: scores[name].to_json() for name in SCHEMES}
+    in_use = zip(scores["strict"].classes, scores["strict"].counts.sum(axis=(0, 2)).tolist(), strict=True)
     return {
-        **flat[scheme],
-        "schemes": flat,
-        "false_positives": chosen.false_positives,
-        "false_negatives": chosen.false_negatives,
-        "confidence_intervals": confidence_intervals(chosen, bootstrap_samples, bootstrap_seed),
-        "classes_without_gold_or_predictions": [c for c, used in zip(strict.classes, in_use, strict=True) if not used],
+        **schemes[scheme],
+        "schemes": schemes,
+        "false_positives": scores[scheme].false_positives,
+        "false_negatives": scores[scheme].false_negatives,
+        "confidence_intervals": confidence_intervals(scores[scheme], bootstrap_samples, bootstrap_seed),
+        "classes_without_gold_or_predictions": [label for label, used in in_use if not used],
         "counts": {
-            "documents": len(strict.counts),
+            "documents": len({pair.document for pair in pairs}),
             "sections": len(pairs),
-            "gold_entities": gold,
-            "predicted_entities": predicted,
-            "gold_duplicates": gold - found - missed,
-            "predicted_duplicates": predicted - found - wrong,
+            "gold_entities": sum(len(pair.gold) for pair in pairs),
+            "predicted_entities": sum(len(pair.predicted) for pair in pairs),
         },
     }
 
@@ -174,229 +145,205 @@ def evaluation_report(
 def confidence_intervals(scores: Scores, samples: int, seed: int) -> dict[str, dict[str, Any] | None]:
     """Returns 95 % percentile bootstrap intervals of `micro_f1` and `mean_f1`.
 
-    Documents are drawn with replacement, as many as there are: entities of one document are not independent, so
-    drawing entities would give intervals that are too narrow. Samples in which the number is 0/0 don't count.
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
-
-    Returns:
-        `None` for a number without an interval: no samples, fewer than two documents, or 0/0 in each sample.
+    Whole documents are drawn, with replacement, as many as there are: entities of one document are not independent, so
+    drawing entities would make the intervals too narrow. Samples where the number is 0/0 are left out. `None` stands
+    for an interval that can't be: no samples, fewer than two documents, or 0/0 in every sample.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     documents, classes, _ = scores.counts.shape
-    if samples == 0 or documents < 2:
+    if documents < 2:
         return {"micro_f1": None, "mean_f1": None}
     weights = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), size=samples)
-    # In float64, which is exact here, because numpy multiplies integer matrices slowly.
+    # numpy multiplies matrices of integers slowly, and float64 is exact for these.
     drawn = weights.astype(np.float64) @ scores.counts.reshape(documents, -1).astype(np.float64)
     counts = drawn.reshape(samples, classes, 3)
-    micro = _rates(counts.sum(axis=1), scores.scheme)[2]
-    return {"micro_f1": _interval(micro), "mean_f1": _interval(_mean_f1(counts, scores))}
+    intervals: dict[str, dict[str, Any] | None] = {}
+    for name, f1 in (("micro_f1", _rates(counts.sum(axis=1), scores.scheme)[2]), ("mean_f1", _mean_f1(counts, scores))):
+        defined = f1[~np.isnan(f1)]
+        intervals[name] = None
+        if len(defined):
+            low, high = np.quantile(defined, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2]).tolist()
+            intervals[name] = {"low": low, "high": high, "level": CONFIDENCE_LEVEL, "samples": samples}
+    return intervals
 
 
-def _interval(values: Rates) -> dict[str, Any] | None:
-    if np.isnan(values).all():
-        return None
-    tail = 50 * (1 - CONFIDENCE_LEVEL)
-    low, high = np.nanpercentile(values, [tail, 100 - tail]).tolist()
-    return {"low": low, "high": high, "level": CONFIDENCE_LEVEL, "samples": len(values)}
-
-
-def _rates(counts: Counts, scheme: Scheme) -> tuple[Rates, Rates, Rates]:
-    """Returns precision, recall and F1, each `(...)`, of counts `(..., 3)`; 0/0 is NaN, for `kazu` 0."""
+def _rates(counts: NDArray[Any], scheme: Scheme) -> tuple[NDArray[np.float64], ...]:
+    """Returns precision, recall and F1, each of shape `(...)`, of counts `(..., 3)`; 0/0 is NaN, for `kazu` 0."""
     found, wrong, missed = np.moveaxis(counts, -1, 0)
     with np.errstate(invalid="ignore"):
         precision, recall = found / (found + wrong), found / (found + missed)
         if scheme != "kazu":
             return precision, recall, 2 * found / (2 * found + wrong + missed)
         precision, recall = np.nan_to_num(precision), np.nan_to_num(recall)
-        # Equal to the formula above but for rounding, and the last digit must be KAZU's.
+        # The same number as above but for rounding: the last digit must be KAZU's.
         return precision, recall, np.nan_to_num(2 * (precision * recall) / (precision + recall))
 
 
-def _mean_f1(counts: Counts, scores: Scores) -> Rates:
-    """Returns the macro mean `(...)` of the F1 of the classes that occur, of counts `(..., classes, 3)`.
+def _mean_f1(counts: NDArray[Any], scores: Scores) -> NDArray[np.float64]:
+    """Returns the mean F1 `(...)` of the classes with gold or predictions, of counts `(..., classes, 3)`.
 
-    KAZU's is 0 unless as many classes were predicted as the model has, and each has an F1 above 0.
+    KAZU's is 0 unless the predicted classes are as many as the model's, and each has an F1 above 0.
     """
-    occurs = counts.any(axis=-1)  # for `kazu`, too: it visits a class where it was predicted, and counts that
+    occurs = counts.any(axis=-1)
+    classes = occurs.sum(axis=-1)
     f1 = np.where(occurs, _rates(counts, scores.scheme)[2], 0.0)
-    # One by one in KAZU's order: np.sum and, since Python 3.12, sum round differently.
-    total: Rates = reduce(np.add, np.moveaxis(f1, -1, 0), np.zeros(f1.shape[:-1]))
+    # One by one and in order, as KAZU does: np.sum (and sum, since Python 3.12) rounds differently.
+    total = reduce(np.add, np.moveaxis(f1, -1, 0), np.zeros(classes.shape))
     with np.errstate(invalid="ignore"):
-        mean: Rates = total / occurs.sum(axis=-1)
+        mean: NDArray[np.float64] = total / classes
     if scores.scheme != "kazu":
         return mean
-    kept = (occurs.sum(axis=-1) == len(scores.labels)) & ((f1 > 0) | ~occurs).all(axis=-1)
-    return np.where(kept, np.nan_to_num(mean), 0.0)
+    return np.where((classes == len(scores.labels)) & (occurs == (f1 > 0)).all(axis=-1), np.nan_to_num(mean), 0.0)
 
 
-def _named_rates(name: str, counts: Counts, scheme: Scheme) -> dict[str, float | None]:
-    keys = (f"{name}_precision", f"{name}_recall", f"{name}_f1")
-    return dict(zip(keys, map(_number, _rates(counts, scheme)), strict=True))
-
-
-def _number(value: Rates) -> float | None:
+def _number(value: NDArray[np.float64]) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
 def _most_frequent(counters: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
     return {
-        label: dict(sorted(counters[label].items(), key=lambda item: (-item[1], item[0])))
-        for label in sorted(counters)
-        if counters[label]
+        label: dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+        for label, counter in sorted(counters.items())
+        if counter
     }
 
 
-def _by_label(entities: Iterable[Entity]) -> dict[str, list[Entity]]:
-    result: dict[str, list[Entity]] = {}
+def _by_label(entities: Iterable[Entity]) -> dict[str, list[Mention]]:
+    result: defaultdict[str, list[Mention]] = defaultdict(list)
     for entity in entities:
-        result.setdefault(entity.label, []).append(entity)
+        spans = entity.spans if len(entity.spans) == 1 else tuple(sorted(set(entity.spans)))
+        result[entity.label].append((spans, entity.match))
     return result
 
 
-def _span_set(entity: Entity) -> Spans:
-    return entity.spans if len(entity.spans) == 1 else tuple(sorted(set(entity.spans)))
+def _as_set(mentions: Sequence[Mention]) -> dict[Spans, str]:
+    """Returns spans → text; if equal spans have two texts, the greater, whatever the order of the mentions."""
+    result = dict(mentions)
+    return result if len(result) == len(mentions) else dict(sorted(mentions))
 
 
-def _texts_by_spans(entities: Iterable[Entity]) -> dict[Spans, str]:
-    """Returns the set of entities; should equal spans have different texts, the least, whatever their order."""
-    result: dict[Spans, str] = {}
-    for entity in entities:
-        spans = _span_set(entity)
-        result[spans] = min(entity.match, result.get(spans, entity.match))
-    return result
-
-
-def _match_strict(gold: Sequence[Entity], predicted: Sequence[Entity]) -> Outcome:
-    golds, predictions = _texts_by_spans(gold), _texts_by_spans(predicted)
-    spurious = [text for spans, text in predictions.items() if spans not in golds]
+def _match_strict(gold: Sequence[Mention], predicted: Sequence[Mention]) -> Outcome:
+    golds, predictions = _as_set(gold), _as_set(predicted)
+    wrong = [text for spans, text in predictions.items() if spans not in golds]
     missed = [text for spans, text in golds.items() if spans not in predictions]
-    return Outcome(len(golds) - len(missed), spurious, missed)
+    return len(golds) - len(missed), wrong, missed
 
 
-def _match_kazu(gold: Sequence[Entity], predicted: Sequence[Entity]) -> Outcome:
-    """Matches as KAZU does, in O(n log n): its product of gold and predicted is replaced by sorted offsets."""
-    gold_sets, predicted_sets = [_span_set(entity) for entity in gold], [_span_set(entity) for entity in predicted]
-    equal = set(gold_sets).intersection(predicted_sets)
-    gold_offsets = sorted(offset for spans in gold_sets if len(spans) == 1 for offset in spans[0])
-    predictions = sorted(spans[0] for spans in predicted_sets if len(spans) == 1)
-    starts = [span.start for span in predictions]
-    furthest_ends = list(accumulate((span.end for span in predictions), max))
+def _match_kazu(gold: Sequence[Mention], predicted: Sequence[Mention]) -> Outcome:
+    """Gives what KAZU's comparison of every gold with every predicted entity gives, in O(n log n)."""
+    gold_spans, predicted_spans = {spans for spans, _ in gold}, {spans for spans, _ in predicted}
+    gold_offsets = [*sorted(offset for spans in gold_spans if len(spans) == 1 for offset in spans[0]), inf]
+    by_start = sorted(spans[0] for spans in predicted_spans if len(spans) == 1)
+    starts = [span.start for span in by_start]
+    furthest_ends = [-1, *accumulate((span.end for span in by_start), max)]  # [i]: of the first i spans
 
-    def found(spans: Spans) -> bool:
-        before = [bisect_right(starts, offset) for offset in spans[0]]
-        reached = any(i and furthest_ends[i - 1] >= offset for i, offset in zip(before, spans[0], strict=True))
-        return spans in equal or (len(spans) == 1 and reached)
+    def is_found(spans: Spans) -> bool:
+        if len(spans) > 1:
+            return spans in predicted_spans
+        return any(furthest_ends[bisect_right(starts, offset)] >= offset for offset in spans[0])
 
-    def right(spans: Spans) -> bool:
-        next_offset = bisect_left(gold_offsets, spans[0].start)
-        reached = next_offset < len(gold_offsets) and gold_offsets[next_offset] <= spans[0].end
-        return spans in equal or (len(spans) == 1 and reached)
+    def is_right(spans: Spans) -> bool:
+        if len(spans) > 1:
+            return spans in gold_spans
+        return gold_offsets[bisect_left(gold_offsets, spans[0].start)] <= spans[0].end
 
-    missed = [entity.match for entity, spans in zip(gold, gold_sets, strict=True) if not found(spans)]
-    spurious = [entity.match for entity, spans in zip(predicted, predicted_sets, strict=True) if not right(spans)]
-    return Outcome(len(gold) - len(missed), spurious, missed)
+    missed = [text for spans, text in gold if not is_found(spans)]
+    return len(gold) - len(missed), [text for spans, text in predicted if not is_right(spans)], missed
 
 
-def _match_overlap(gold: Sequence[Entity], predicted: Sequence[Entity]) -> Outcome:
-    """Makes as many pairs as possible; where there is a choice of whom to leave out, the spans decide it."""
-    golds, predictions = _texts_by_spans(gold), _texts_by_spans(predicted)
-    entities = [*sorted(golds), *sorted(predictions)]
-    simple: list[int] = []
-    tangled: set[int] = set()
-    for group in _groups(entities):
-        if any(len(entities[number]) > 1 for number in group):
-            tangled.update(group)
-        else:
-            simple += group
-    matched = _match_single_spans([(*entities[number][0], number) for number in simple], len(golds))
-    if tangled:
-        matched |= _match_any_spans(sorted(tangled), entities, len(golds))
-    missed = [golds[entities[number]] for number in range(len(golds)) if number not in matched]
-    spurious = [predictions[entities[n]] for n in range(len(golds), len(entities)) if n not in matched]
-    return Outcome(len(golds) - len(missed), spurious, missed)
+def _match_overlap(gold: Sequence[Mention], predicted: Sequence[Mention]) -> Outcome:
+    """Makes as many pairs as possible; where there is a choice of whom to leave out, the offsets decide."""
+    texts_of_golds, texts_of_predictions = _as_set(gold), _as_set(predicted)
+    golds, predictions = list(texts_of_golds), list(texts_of_predictions)
+    if all(len(spans) == 1 for spans in (*golds, *predictions)):
+        gold_of = _pair_first_spans(golds, predictions)
+    else:
+        golds, predictions = sorted(golds), sorted(predictions)
+        gold_of = _add_pairs(_pair_first_spans(golds, predictions), golds, predictions)
+    found = set(gold_of.values())
+    missed = [texts_of_golds[spans] for number, spans in enumerate(golds) if number not in found]
+    wrong = [texts_of_predictions[spans] for number, spans in enumerate(predictions) if number not in gold_of]
+    return len(found), wrong, missed
 
 
-def _groups(entities: Sequence[Spans]) -> Iterator[list[int]]:
-    """Yields the numbers of the entities of each stretch of text that spans cover without a gap."""
-    group: list[int] = []
-    covered = 0
-    for start, end, number in sorted((*span, number) for number, spans in enumerate(entities) for span in spans):
-        if start >= covered:
-            yield group
-            group = []
-        group.append(number)
-        covered = max(covered, end)
-    yield group
+def _pair_first_spans(golds: Sequence[Spans], predictions: Sequence[Spans]) -> dict[int, int]:
+    """Returns a maximum matching, predicted → gold number, of the entities' first spans, in O(n log n).
 
-
-def _match_single_spans(spans: list[tuple[int, int, int]], gold_count: int) -> set[int]:
-    """Returns the numbers in a maximum matching of `(start, end, number)`; numbers below `gold_count` are gold.
-
-    Takes the span x that ends first and pairs it with the one y of its overlapping opposites that ends first, and so on:
-    O(n log n). Why that is a maximum: take any maximum matching. If it has only one of x and y, x-y can replace that
-    pair; if it has x-b and a-y, then x-y and a-b can: a and b both reach past the end of x, b begins before that, and a
-    begins before the end of y, hence of b.
+    The span x that ends first is paired with the one y that ends first of the opposite spans that overlap it, and so on
+    with the rest. Some maximum matching has x-y: if one has only x or only y in a pair, x-y can replace that pair; if
+    it has x-b and a-y, then x-y and a-b can, as a begins before y ends, hence before b ends, and b begins before x
+    ends, hence before a ends.
     """
-    matched: set[int] = set()
-    gone: set[int] = set()
-    begun: tuple[list[tuple[int, int]], ...] = ([], [])  # heaps of (end, number): predicted, gold
-    by_start = sorted(spans, reverse=True)
-    for _, end, number in sorted(spans, key=lambda span: span[1]):
-        while by_start and by_start[-1][0] < end:
-            _, other_end, other = by_start.pop()
-            heappush(begun[other < gold_count], (other_end, other))
-        if number not in gone:
-            gone.add(number)
-            opposites = begun[number >= gold_count]
-            while opposites and opposites[0][1] in gone:
-                heappop(opposites)
-            if opposites:
-                matched |= {number, opposites[0][1]}
-                gone.add(opposites[0][1])
-    return matched
-
-
-def _match_any_spans(golds: Sequence[Spans], predictions: Sequence[Spans]) -> dict[int, int]:
-    """Returns a maximum matching, prediction → gold, of entities that may be discontinuous.
-
-    Each round grows trees of alternating paths from all unmatched golds at once, every prediction in one tree at most,
-    and turns one path of each tree that reaches an unmatched prediction; a round that finds none proves the maximum
-    (Berge 1957). A round looks for a prediction O(n) times, each a vectorised scan of n spans; a few rounds do.
-    """
-    parts = sorted((start, end, number) for number, spans in enumerate(predictions) for start, end in spans)
-    starts = [start for start, _, _ in parts]
-    owners = np.array([number for _, _, number in parts])
+    spans = [(end, start, number) for number, ((start, end), *_) in enumerate(golds)]
+    spans += [(end, start, ~number) for number, ((start, end), *_) in enumerate(predictions)]  # below 0
+    to_begin = sorted(spans, key=itemgetter(1), reverse=True)
+    begun: tuple[list[tuple[int, int, int]], ...] = ([], [])  # heaps: gold, predicted
+    done: set[int] = set()
     gold_of: dict[int, int] = {}
-    predicted_of: dict[int, int] = {}
+    for end, _, x in sorted(spans):
+        while to_begin and to_begin[-1][1] < end:
+            span = to_begin.pop()
+            heappush(begun[span[2] < 0], span)
+        if x not in done:
+            done.add(x)
+            opposite = begun[x >= 0]
+            while opposite and opposite[0][2] in done:
+                heappop(opposite)
+            if opposite:
+                y = heappop(opposite)[2]
+                done.add(y)
+                gold_of[~min(x, y)] = max(x, y)
+    return gold_of
+
+
+def _add_pairs(gold_of: dict[int, int], golds: Sequence[Spans], predictions: Sequence[Spans]) -> dict[int, int]:
+    """Extends a matching, predicted → gold number, to a maximum one of entities with any number of spans.
+
+    Hopcroft and Karp (1973): each round measures how many steps an unmatched gold entity is from the nearest unmatched
+    prediction, then turns alternating paths of that length. O(√n) rounds, each of which looks O(n) times for an
+    overlapping prediction, by a vectorised scan of those spans that begin before and may end after.
+    """
+    parts = sorted((*span, number) for number, spans in enumerate(predictions) for span in spans)
+    starts = [start for start, _, _ in parts]
+    furthest_ends = list(accumulate((end for _, end, _ in parts), max))
+    ends = np.array([end for _, end, _ in parts])
+    owners = np.array([number for _, _, number in parts])
+    predicted_of = {gold: prediction for prediction, gold in gold_of.items()}
+    unseen, used, free = -1, -2, -1
+    steps = np.zeros_like(ends)
+
+    def take(gold: int, wanted: int, then: int) -> int | None:
+        """Returns an overlapping prediction that is `wanted` steps away, and says that it is `then` steps away."""
+        for start, end in golds[gold]:
+            near = slice(bisect_right(furthest_ends, start), bisect_left(starts, end))
+            if near.start < near.stop:
+                hits = (ends[near] > start) & (steps[near] == wanted)
+                first = hits.argmax()
+                if hits[first]:
+                    prediction = owners[near][first]
+                    steps[owners == prediction] = then
+                    return int(prediction)
+        return None
+
     while True:
-        ends = np.array([end for _, end, _ in parts])
-
-        def reach(gold: int) -> int | None:
-            for start, end in golds[gold]:
-                hits = np.flatnonzero(ends[: bisect_left(starts, end)] > start)
-                if len(hits):
-                    ends[owners == owners[hits[0]]] = 0  # not again in this round
-                    return int(owners[hits[0]])
-            return None
-
-        root = {gold: gold for gold in range(len(golds)) if gold not in predicted_of}
-        queue = list(root)
-        reached_from: dict[int, int] = {}
-        grown: set[int] = set()
-        for gold in queue:
-            while root[gold] not in grown and (predicted := reach(gold)) is not None:
-                reached_from[predicted] = gold
-                if predicted in gold_of:
-                    root[gold_of[predicted]] = root[gold]
-                    queue.append(gold_of[predicted])
-                    continue
-                grown.add(root[gold])
-                step: int | None = predicted
-                while step is not None:
-                    turned = reached_from[step]
-                    gold_of[step], predicted_of[turned], step = turned, step, predicted_of.get(turned)
-        if not grown:
+        steps[:] = unseen
+        unmatched = level = [gold for gold in range(len(golds)) if gold not in predicted_of]
+        step = 0
+        while level and free not in level:
+            level = [gold_of.get(p, free) for gold in level for p in iter(partial(take, gold, unseen, step), None)]
+            step += 1
+        if not level:
             return gold_of
-
-
-_MATCHERS = ...
+        for gold in unmatched:
+            path = [gold]
+            while path:
+                prediction = take(path[-1], len(path) - 1, used)
+                if prediction is None:
+                    path.pop()
+                elif prediction in gold_of:
+                    path.append(gold_of[prediction])
+                else:
+                    partners = [*(predicted_of[matched] for matched in path[1:]), prediction]
+                    predicted_of.update(zip(path, partners, strict=True))
+                    gold_of.update(zip(partners, path, strict=True))
+                    break

@@ -17,6 +17,11 @@ from nertool.formats.reading import write_rejected
 _JOB_FILE = "job.json"
 
 
+def is_document_file(path: Path) -> bool:
+    """Tells whether predictions go into one file, by its ending, or into a folder."""
+    return path.name.lower().endswith(FORMATS["jsonl"].endings)
+
+
 class PredictionOutput:
     """Takes predicted documents chunk by chunk; `documents` and `entities` say how many there are.
 
@@ -66,7 +71,7 @@ class PredictionOutput:
         """Makes the output appear, whole, with the documents that were set aside beside it."""
         from nertool.documents import parse_document
 
-        as_file = self.path.name.lower().endswith(FORMATS["jsonl"].endings)
+        as_file = is_document_file(self.path)
         name = self.path.name if as_file else "documents"
         writer: JsonlWriter | KazuWriter = (JsonlWriter if as_file else KazuWriter)(self._partial / name)
         with writer:

@@ -29,7 +29,8 @@ class DataSettings(_Part):
     """Reading and splitting documents."""
 
     skip_invalid: bool = Field(
-        False, description="Set invalid documents aside in `rejected.jsonl` and go on with the rest, instead of failing."
+        False,
+        description="Set invalid documents aside in `rejected.jsonl` and go on with the rest, instead of failing.",
     )
     labels: tuple[str, ...] = Field(
         (), description="The classes to learn; entities of others are counted and left out. Empty: all that occur."
@@ -40,7 +41,8 @@ class DataSettings(_Part):
     split_seed: int = Field(42, ge=0, description="Seed of the split.")
     duplicate_similarity: float = Field(
         0.8, gt=0.0, le=1.0,
-        description="Documents whose sets of five-word sequences have at least this Jaccard similarity stay on one side.",
+        description="Documents whose sets of five-word sequences have at least this Jaccard similarity stay on one "
+        "side.",
     )  # fmt: skip
 
 
@@ -63,9 +65,7 @@ class ModelSettings(_Part):
     begin_channels: bool = Field(
         False, description="Learn where entities begin, too, so that touching entities of one class stay apart."
     )
-    dropout: Fraction = Field(
-        0.0, description="Dropout of the hidden layers and the output layer."
-    )
+    dropout: Fraction = Field(0.0, description="Dropout of the hidden layers and the output layer.")
     attention_dropout: Fraction = Field(
         0.0, description="Dropout of the attention weights; above 0 the fused attention kernels can't be used."
     )
@@ -80,8 +80,8 @@ class TrainSettings(_Part):
     epochs: int = Field(10, ge=1, description="Passes over the training windows.")
     learning_rate: Annotated[float, Field(gt=0.0)] | None = Field(
         None,
-        description="Peak learning rate of the backbone. Unset: by its hidden size, 6e-4 for 384 units, 7.5e-5 for 768, "
-        "3.2e-5 for 1,024.",
+        description="Peak learning rate of the backbone. Unset: by its hidden size, 6e-4 for 384 units, 7.5e-5 for "
+        "768, 3.2e-5 for 1,024.",
     )
     head_learning_rate_factor: float = Field(
         5.0, gt=0.0, description="The learning rate of the new output layer, as a multiple of the backbone's."
@@ -99,10 +99,15 @@ class TrainSettings(_Part):
     seed: int = Field(42, ge=0, description="Seed of everything random in training.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Autocast precision. `auto`: bf16 where the device computes in it, fp16 on older GPUs, else fp32."
+        "auto",
+        description="Autocast precision. `auto`: bf16 where the device computes in it, fp16 on older GPUs, else fp32.",
     )
-    evaluations_per_epoch: float = Field(1.0, gt=0.0, description="How often the eval split is scored; 0.5: every second epoch.")
-    metric: str = Field("micro_f1", description="The key of `evaluate --json` that picks the best model and stops early.")
+    evaluations_per_epoch: float = Field(
+        1.0, gt=0.0, description="How often the eval split is scored; 0.5: every second epoch."
+    )
+    metric: str = Field(
+        "micro_f1", description="The key of `evaluate --json` that picks the best model and stops early."
+    )
     patience: int = Field(5, ge=1, description="Evaluations without a better value after which training stops.")
     checkpoint_every_seconds: float = Field(
         300.0, ge=0.0, description="Longest time of work, in seconds, that a crash can cost; 0 saves after every step."
@@ -197,13 +202,14 @@ def load_settings(
             continue
         merged.setdefault(section, {})[key] = value
         origins[name] = origin
+    try:
+        settings = Settings(**merged)  # type: ignore[arg-type]
+    except ValidationError as error:
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"][:2]))
+            problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}, not {item['input']!r}")
     if not problems:
-        try:
-            return Settings(**merged)  # type: ignore[arg-type]
-        except ValidationError as error:
-            for item in error.errors():
-                name = ".".join(map(str, item["loc"][:2]))
-                problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}, not {item['input']!r}")
+        return settings
     raise NertoolError("\n".join(problems), "docs/reference/settings.md lists every setting")
 
 

@@ -5,7 +5,6 @@ themselves are never held, so a caller streams the documents twice: once to plan
 """
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,19 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from rensa import RMinHash
 
 from nertool.documents import Document, content_digest, match_text
+from nertool.duplicates import join_similar, minhash_signature
 from nertool.errors import NertoolError
+from nertool.stratification import Counts, stratify
 
 SIDES = ("train", "eval", "test")
-
-_WORD = re.compile(r"\w+")
-_WORDS_PER_SHINGLE = 5
-# The standard error of an estimated similarity s is sqrt(s * (1 - s) / 128): 0.035 at 0.8, 0.027 at 0.9.
-_HASHES = 128
-_MINHASH_SEED = 42
-_RECALL_AT_THRESHOLD = 0.999
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +90,23 @@ class SplitPlan:
             ids[side].append(identifier)
         documents = {side: len(ids[side]) for side in SIDES}
         entities = {side: sum(counts[side] for counts in self.entities.values()) for side in SIDES}
+        unseen = {
+            side: {
+                "overall": _unseen_to_json(
+                    Unseen(sum(n.entities for n in by_label.values()), sum(n.unseen for n in by_label.values()))
+                ),
+                "classes": {label: _unseen_to_json(counts) for label, counts in by_label.items()},
+            }
+            for side, by_label in self.unseen.items()
+        }
         return {
             "seed": self.seed,
-            "fractions": {
-                "asked": self.fractions,
-                "documents": _shares(documents),
-                "entities": _shares(entities),
-            },
+            "fractions": {"asked": self.fractions, "documents": _shares(documents), "entities": _shares(entities)},
             "counts": {"documents": documents, "entities": entities},
-            "classes": {
-                label: {"counts": counts, "shares": _shares(counts)} for label, counts in sorted(self.entities.items())
-            },
+            "classes": {label: {"counts": row, "shares": _shares(row)} for label, row in self.entities.items()},
             "duplicate_groups": [{"kind": group.kind, "ids": list(group.ids)} for group in self.duplicate_groups],
-            "classes_in_a_single_document": dict(sorted(self.single_classes.items())),
-            "unseen_mentions": {
-                side: {
-                    "overall": _unseen_to_json(
-                        Unseen(*map(sum, zip(*by_label.values(), strict=True))) if by_label else Unseen(0, 0)
-                    ),
-                    "classes": {label: _unseen_to_json(unseen) for label, unseen in sorted(by_label.items())},
-                }
-                for side, by_label in self.unseen.items()
-            },
+            "classes_in_a_single_document": self.single_classes,
+            "unseen_mentions": unseen,
             "documents": {side: sorted(ids[side]) for side in SIDES},
         }
 
@@ -135,7 +123,7 @@ def summarise(document: Document) -> DocumentSummary:
         id=document.id,
         digest=bytes.fromhex(content_digest(document)),
         text_digest=hashlib.sha256(orjson.dumps(texts)).digest(),
-        signature=_signature(texts),
+        signature=minhash_signature(texts),
         mentions=tuple((label, b"".join(sorted(mentions[label]))) for label in sorted(mentions)),
     )
 
@@ -162,31 +150,29 @@ def plan_split(
         documents is stratified like a class.
     """
     asked = _check_fractions(fractions)
-    documents = sorted(summaries, key=lambda summary: (summary.digest, summary.id))
-    groups = _group_duplicates(documents, duplicate_similarity)
-    groups.sort(key=lambda group: hashlib.sha256(b"%d %b" % (seed, documents[group[0]].digest)).digest())
+    groups = _group_duplicates(summaries, duplicate_similarity)
+    groups.sort(key=lambda group: hashlib.sha256(b"%d %b" % (seed, min(doc.digest for doc in group))).digest())
     sides = [side for side in SIDES if asked[side] > 0]
     if len(groups) < len(sides):
         raise NertoolError(
-            f"{len(documents)} documents, of which {len(groups)} remain when duplicates count once, "
-            f"are too few for {' and '.join(sides)}",
+            f"{sum(map(len, groups))} documents, {len(groups)} if duplicates count once, are too few for "
+            f"{' and '.join(sides)}",
             "give more documents, or fractions with a 0",
         )
-    counts = [_count([documents[index] for index in group]) for group in groups]
-    side_of_group, single = _stratify(counts, {side: asked[side] for side in sides})
-    side_of = {index: side for group, side in zip(groups, side_of_group, strict=True) for index in group}
-    entities: dict[str, dict[str, int]] = {}
-    for index, side in side_of.items():
-        for label, count in documents[index].label_counts.items():
-            entities.setdefault(label, dict.fromkeys(SIDES, 0))[side] += count
+    side_of_group, single = stratify([_count(group) for group in groups], {side: asked[side] for side in sides})
+    members: dict[str, list[DocumentSummary]] = {side: [] for side in SIDES}
+    for group, side in zip(groups, side_of_group, strict=True):
+        members[side] += group
+    totals = {side: _count(members[side]) for side in SIDES}
+    labels = sorted({label for counts in totals.values() for label in counts if label is not None})
     return SplitPlan(
-        assignment={documents[index].id: side_of[index] for index in range(len(documents))},
+        assignment={document.id: side for side in SIDES for document in members[side]},
         seed=seed,
         fractions=asked,
-        entities=entities,
-        duplicate_groups=_describe_groups([[documents[index] for index in group] for group in groups]),
-        single_classes={label: side_of_group[group] for label, group in single.items()},
-        unseen=_count_unseen(documents, side_of),
+        entities={label: {side: totals[side].get(label, 0) for side in SIDES} for label in labels},
+        duplicate_groups=_describe_groups(groups),
+        single_classes={label: side_of_group[index] for label, index in sorted(single.items())},
+        unseen={side: _count_unseen(members[side], members["train"]) for side in SIDES[1:]},
     )
 
 
@@ -202,91 +188,18 @@ def _check_fractions(fractions: Sequence[float]) -> dict[str, float]:
     return dict(zip(SIDES, map(float, fractions), strict=True))
 
 
-# Duplicates
-
-
-def _signature(texts: Sequence[str]) -> bytes:
-    words = [word for text in texts for word in _WORD.findall(text.lower())]
-    if not words:
-        return b""
-    width = min(_WORDS_PER_SHINGLE, len(words))  # a shorter text is one sequence
-    minhash = RMinHash(num_perm=_HASHES, seed=_MINHASH_SEED)
-    minhash.update(list(map(" ".join, zip(*(words[start:] for start in range(width)), strict=False))))
-    return np.array(minhash.digest(), dtype="<u4").tobytes()
-
-
-def _group_duplicates(documents: Sequence[DocumentSummary], similarity: float) -> list[list[int]]:
-    """Returns the indices of documents that belong together, one list for each group or single document."""
-    same_text: defaultdict[bytes, list[int]] = defaultdict(list)
-    for index, document in enumerate(documents):
-        same_text[document.text_digest].append(index)
+def _group_duplicates(documents: Iterable[DocumentSummary], similarity: float) -> list[list[DocumentSummary]]:
+    """Returns the documents that belong together, one list for each group or single document."""
+    same_text: defaultdict[bytes, list[DocumentSummary]] = defaultdict(list)
+    for document in documents:
+        same_text[document.text_digest].append(document)
     # Only one of each set of equal texts is compared: a thousand copies would be a million pairs.
-    with_words = [members for members in same_text.values() if documents[members[0]].signature]
-    joined: defaultdict[int, list[int]] = defaultdict(list)
-    if with_words:
-        buffer = b"".join(documents[members[0]].signature for members in with_words)
-        roots = _join_similar(np.frombuffer(buffer, dtype="<u4").reshape(-1, _HASHES), similarity)
-        for root, members in zip(roots, with_words, strict=True):
-            joined[root] += members
-    without_words = [members for members in same_text.values() if not documents[members[0]].signature]
-    return [sorted(members) for members in [*joined.values(), *without_words]]
-
-
-def _join_similar(signatures: NDArray[np.uint32], similarity: float) -> list[int]:
-    """Joins all rows that are linked by pairs of at least this estimated similarity (LSH finds the pairs).
-
-    The bands are sorted here, not put into rensa's index: that takes five times the memory, and its answers about a
-    text with ten thousand near copies would be a hundred million pairs.
-
-    Args:
-        signatures: (documents, 128) uint32.
-        similarity: In (0, 1].
-
-    Returns:
-        For each row the first row of its group.
-    """
-    parent = list(range(len(signatures)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    def join_bucket(rows: NDArray[np.int64]) -> None:
-        roots = np.array([root(row) for row in rows])
-        for position in range(len(rows) - 1):
-            others = np.flatnonzero(roots != roots[position])
-            if not len(others):
-                return
-            others = others[others > position]
-            equal = np.mean(signatures[rows[others]] == signatures[rows[position]], axis=1)
-            similar = others[equal >= similarity]
-            for other in similar:
-                first, second = sorted((root(int(rows[position])), root(int(rows[other]))))
-                parent[second] = first
-            if len(similar):
-                roots = np.array([root(row) for row in rows])
-
-    width = _rows_per_band(similarity)
-    # Each band becomes one number; that two unequal bands may collide costs a comparison, nothing else.
-    factors = np.random.default_rng(_MINHASH_SEED).integers(2**63, size=width, dtype=np.uint64) | np.uint64(1)
-    for start in range(0, _HASHES, width):
-        keys = (signatures[:, start : start + width] * factors).sum(axis=1, dtype=np.uint64)
-        order = np.argsort(keys, kind="stable")
-        edges = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]], append=~keys[order[-1:]]))
-        for bucket in np.flatnonzero(np.diff(edges) > 1):
-            join_bucket(order[edges[bucket] : edges[bucket + 1]])
-    return [root(row) for row in range(len(signatures))]
-
-
-def _rows_per_band(similarity: float) -> int:
-    """Returns the widest band with which a pair at the threshold is still found with 99.9 % probability."""
-    widths = [2**power for power in range(_HASHES.bit_length())]
-    found = [1 - (1 - similarity**width) ** (_HASHES // width) for width in widths]
-    return max(
-        (width for width, chance in zip(widths, found, strict=True) if chance >= _RECALL_AT_THRESHOLD), default=1
-    )
+    with_words = [members for members in same_text.values() if members[0].signature]
+    groups: defaultdict[int, list[DocumentSummary]] = defaultdict(list)
+    roots = join_similar([members[0].signature for members in with_words], similarity)
+    for root, members in zip(roots, with_words, strict=True):
+        groups[root] += members
+    return [*groups.values(), *(members for members in same_text.values() if not members[0].signature)]
 
 
 def _describe_groups(groups: list[list[DocumentSummary]]) -> tuple[DuplicateGroup, ...]:
@@ -301,12 +214,6 @@ def _describe_groups(groups: list[list[DocumentSummary]]) -> tuple[DuplicateGrou
     return tuple(sorted(described, key=lambda group: group.ids))
 
 
-# Stratification
-
-# Label → entities, and None → documents, which are stratified like a class.
-Counts = dict[str | None, int]
-
-
 def _count(group: Sequence[DocumentSummary]) -> Counts:
     counts: Counter[str] = Counter()
     for document in group:
@@ -314,109 +221,21 @@ def _count(group: Sequence[DocumentSummary]) -> Counts:
     return {**dict(sorted(counts.items())), None: len(group)}
 
 
-def _stratify(groups: Sequence[Counts], fractions: dict[str, float]) -> tuple[list[str], dict[str, int]]:
-    """Assigns groups to sides, one after the other, the rarest class first; then moves what sits badly.
-
-    Returns:
-        The side of each group, and the classes that occur in one group only with the index of that group.
-    """
-    total: Counter[str | None] = Counter()
-    holders: defaultdict[str | None, list[int]] = defaultdict(list)
-    for index, counts in enumerate(groups):
-        total.update(counts)
-        for label in counts:
-            holders[label].append(index)
-    lacking = {
-        side: {label: fraction * count for label, count in total.items()} for side, fraction in fractions.items()
+def _count_unseen(side: Iterable[DocumentSummary], train: Iterable[DocumentSummary]) -> dict[str, Unseen]:
+    """Counts, for each class, the entities of a side whose text no entity of that class in train has."""
+    hashes, known = _hashes_by_label(side), _hashes_by_label(train)
+    return {
+        label: Unseen(len(found), int(np.sum(~np.isin(found, known[label])) if label in known else len(found)))
+        for label, found in hashes.items()
     }
-    remaining = Counter(total)
-    side_of: dict[int, str] = {}
-
-    def place(index: int, side: str) -> None:
-        side_of[index] = side
-        for label, count in groups[index].items():
-            lacking[side][label] -= count
-            remaining[label] -= count
-
-    single = {label: indices[0] for label, indices in holders.items() if label is not None and len(indices) == 1}
-    singles_in = Counter(single.values())
-    for index in sorted(singles_in):
-        place(index, "train")
-    unfinished = set(total)
-    while unfinished:
-        # The number of documents comes last: by then, only documents without entities are left.
-        rarest = min(unfinished, key=lambda label: (label is None, remaining[label], label or ""))
-        unfinished.remove(rarest)
-        for index in holders[rarest]:
-            if index not in side_of:
-                place(index, max(fractions, key=lambda side: (lacking[side][rarest], lacking[side][None])))
-    _improve(groups, side_of, lacking, total, singles_in)
-    return [side_of[index] for index in range(len(groups))], single
 
 
-def _improve(
-    groups: Sequence[Counts],
-    side_of: dict[int, str],
-    lacking: dict[str, dict[str | None, float]],
-    total: Counter[str | None],
-    singles_in: Counter[int],
-    passes: int = 5,
-) -> None:
-    """Fills empty sides, then moves groups while that brings the shares of the classes nearer to the asked ones.
-
-    The iterative assignment can't foresee that a document with many entities overshoots; on BioRED, these passes
-    bring the mean deviation of a class's share from 0.9 to 0.15 percentage points.
-    """
-    size = Counter(side_of.values())
-
-    def cost(index: int, side: str) -> float:
-        """The growth of the sum of squared deviations of shares if the group moved."""
-        here, there = lacking[side_of[index]], lacking[side]
-        return sum(
-            count * (here[label] - there[label] + count) / total[label] ** 2 for label, count in groups[index].items()
-        )
-
-    def move(index: int, side: str) -> None:
-        for label, count in groups[index].items():
-            lacking[side_of[index]][label] += count
-            lacking[side][label] -= count
-        size.update({side_of[index]: -1, side: 1})
-        side_of[index] = side
-
-    for side in lacking:
-        if not size[side]:
-            movable = [index for index in range(len(groups)) if size[side_of[index]] > 1]
-            move(min(movable, key=lambda index: (singles_in[index], cost(index, side))), side)
-    for _ in range(passes):
-        moved = False
-        for index in range(len(groups)):
-            if singles_in[index] or size[side_of[index]] == 1:
-                continue
-            best = min(lacking, key=lambda side: cost(index, side) if side != side_of[index] else 0.0)
-            if best != side_of[index] and cost(index, best) < -1e-12:
-                move(index, best)
-                moved = True
-        if not moved:
-            break
-
-
-# The report
-
-
-def _count_unseen(documents: Sequence[DocumentSummary], side_of: dict[int, str]) -> dict[str, dict[str, Unseen]]:
-    """Counts, for each class, the entities of eval and test whose text no entity of that class in train has."""
-    hashes: dict[str, defaultdict[str, list[bytes]]] = {side: defaultdict(list) for side in SIDES}
-    for index, side in side_of.items():
-        for label, mentions in documents[index].mentions:
-            hashes[side][label].append(mentions)
-    result: dict[str, dict[str, Unseen]] = {}
-    for side in SIDES[1:]:
-        result[side] = {}
-        for label, parts in hashes[side].items():
-            mentions = np.frombuffer(b"".join(parts), dtype=np.uint64)
-            seen = np.frombuffer(b"".join(hashes["train"].get(label, [])), dtype=np.uint64)
-            result[side][label] = Unseen(len(mentions), int(np.sum(~np.isin(mentions, seen))))
-    return result
+def _hashes_by_label(documents: Iterable[DocumentSummary]) -> dict[str, NDArray[np.uint64]]:
+    parts: defaultdict[str, list[bytes]] = defaultdict(list)
+    for document in documents:
+        for label, hashes in document.mentions:
+            parts[label].append(hashes)
+    return {label: np.frombuffer(b"".join(parts[label]), dtype=np.uint64) for label in sorted(parts)}
 
 
 def _shares(counts: dict[str, int]) -> dict[str, float | None]:

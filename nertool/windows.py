@@ -211,16 +211,19 @@ def _cut(first: int, last: int, word_starts: Bools, size: int, overlap: int) -> 
     starts = [first]
     while starts[-1] + size < last:
         target = min(starts[-1] + step, last - size)
-        starts.append(_word_start_before(target, starts[-1], word_starts))
+        starts.append(_near_word_start(target, starts[-1], starts[-1] + size - overlap, word_starts))
     ends = [min(start + size, last) for start in starts]
     borders = [first]
     for start, end in zip(starts[1:], ends[:-1], strict=True):
-        borders.append(_word_start_before((start + end) // 2, start - 1, word_starts))
+        borders.append(_near_word_start((start + end) // 2, start - 1, end, word_starts))
     borders.append(last)
     return list(zip(starts, ends, borders[:-1], borders[1:], strict=True))
 
 
-def _word_start_before(target: int, lowest: int, word_starts: Bools) -> int:
-    """Returns the last word start in `(lowest, target]`, or `target` if there is none."""
-    candidates = np.flatnonzero(word_starts[lowest + 1 : target + 1])
-    return lowest + 1 + int(candidates[-1]) if len(candidates) else target
+def _near_word_start(target: int, lowest: int, highest: int, word_starts: Bools) -> int:
+    """Returns the last word start in `(lowest, target]`, else the first in `(target, highest]`, else `target`."""
+    before = np.flatnonzero(word_starts[lowest + 1 : target + 1])
+    if len(before):
+        return lowest + 1 + int(before[-1])
+    after = np.flatnonzero(word_starts[target + 1 : highest + 1])
+    return target + 1 + int(after[0]) if len(after) else target

@@ -86,7 +86,7 @@ def run_convert(
             losses = write(folder)
             write_rejected(report, folder / "rejected.jsonl")
     else:
-        prepare_output(output, force=force)
+        prepare_output(output, force=force, as_file=True)
         partial = partial_path(output)
         try:
             losses = write(partial)

@@ -62,9 +62,9 @@ def run_predict(model_folder: Path, source: Path, output: Path, settings: Any, *
     from nertool.formats.reading import report_reading
     from nertool.inference import Runner, predict_documents
     from nertool.model import load_model
-    from nertool.prediction_output import PredictionOutput
+    from nertool.prediction_output import PredictionOutput, is_document_file
 
-    prepare_output(output, force=force)
+    prepare_output(output, force=force, as_file=is_document_file(output))
     device = choose_device(settings.train.device)
     precision = choose_precision(settings.train.precision, device)
     model = load_model(model_folder)

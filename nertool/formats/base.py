@@ -1,9 +1,10 @@
 """What every format provides, and what reading reports."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self
 
 from nertool.documents import Document, Problem
@@ -24,7 +25,7 @@ class Record(NamedTuple):
     document: Document | None
     problems: tuple[Problem, ...] = ()
     raw: bytes = b""
-    notes: dict[str, int] = {}
+    notes: Mapping[str, int] = MappingProxyType({})
 
 
 class Writer(Protocol):

@@ -1,12 +1,12 @@
 """KAZU's Document JSON, one document per line: `.jsonl`, `.jsonl.gz`, `.jsonl.zst`."""
 
 import gzip
-import io
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, cast
 
 import zstandard
 
@@ -19,11 +19,10 @@ def read_jsonl(file: Path) -> Iterator[Record]:
     """Reads a document from each line that isn't blank."""
     number = 0
     try:
-        with _open(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):  # noqa: B007 (named in the message below)
-                if line.strip():
-                    yield parse_record(f"{file}:{number}", line)
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        for number, line in enumerate(_lines(file), start=1):
+            if line.strip():
+                yield parse_record(f"{file}:{number}", line)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         yield Record(f"{file}:{number + 1}", None, (Problem("", f"the compressed file is broken: {error}"),))
 
 
@@ -36,7 +35,14 @@ class JsonlWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._file = self._stack.enter_context(_open(self.path, "wb"))
+        file = self._stack.enter_context(self.path.open("wb"))
+        self._file: IO[bytes] = file
+        name = self.path.name.lower().removesuffix(".partial")
+        if name.endswith(".gz"):
+            # No time stamp or name inside: the same documents give the same bytes.
+            self._file = cast(IO[bytes], self._stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0)))
+        elif name.endswith(".zst"):
+            self._file = self._stack.enter_context(zstandard.open(file, "wb"))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -47,15 +53,37 @@ class JsonlWriter:
         self._file.write(dump_document(document) + b"\n")
 
 
-def _open(path: Path, mode: str) -> IO[bytes]:
-    name = path.name.removesuffix(".partial")
-    if name.endswith(".gz"):
-        # No time stamp or name inside: the same documents give the same bytes.
-        return gzip.GzipFile("", mode, 6, path.open(mode), mtime=0) if mode == "wb" else gzip.open(path, "rb")
+def _lines(file: Path) -> Iterator[bytes]:
+    name = file.name.lower()
     if name.endswith(".zst"):
-        if mode == "wb":
-            return zstandard.open(path, "wb")
-        # Several frames (as pzstd writes them) and windows of 2 GiB (`zstd --long=31`) can be read, too.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        return io.BufferedReader(decompressor.stream_reader(path.open(mode), read_across_frames=True, closefd=True))
-    return path.open(mode)
+        yield from _zstd_lines(file)
+    else:
+        with gzip.open(file, "rb") if name.endswith(".gz") else file.open("rb") as lines:
+            yield from lines
+
+
+def _zstd_lines(file: Path) -> Iterator[bytes]:
+    """Reads all frames of a file (pzstd writes several), with windows of up to 2 GiB (`zstd --long=31`).
+
+    Raises:
+        EOFError: If the file ends within a frame, which the package's own stream reader takes for the end.
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame = None
+    line = bytearray()
+    with file.open("rb") as source:
+        while data := source.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE):
+            while data:
+                frame = frame or decompressor.decompressobj()
+                first, *rest = frame.decompress(data).split(b"\n")
+                line += first
+                for start in rest:
+                    yield bytes(line)
+                    line = bytearray(start)
+                data = frame.unused_data
+                if frame.eof:
+                    frame = None
+    if frame is not None:
+        raise EOFError("it ends before the end of its last frame")
+    if line:
+        yield bytes(line)

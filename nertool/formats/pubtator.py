@@ -9,6 +9,9 @@ from typing import Self
 from nertool.documents import Document, Entity, Problem, Section, Span
 from nertool.formats.base import Record
 
+_OFFSET = re.compile(r"[0-9]{1,18}")
+_NUMBER_LIKE = re.compile(r"[+-]?[0-9]")  # a relation has its type there
+_SEPARATORS = re.compile(r"[\r\n\t]")
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)")
 _SECTION_NAMES = {"t": "title", "a": "abstract"}
 RELATIONS = "relations, which nertool does not use"
@@ -21,8 +24,8 @@ def read_pubtator(file: Path) -> Iterator[Record]:
     """
     block: list[tuple[int, str]] = []
     with file.open(encoding="utf-8-sig", newline="\n", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
-            line = line.rstrip("\r\n")
+        for number, raw_line in enumerate(lines, start=1):
+            line = raw_line.rstrip("\r\n")
             if line.strip():
                 block.append((number, line))
             elif block:
@@ -47,16 +50,19 @@ def _parse_block(file: Path, block: list[tuple[int, str]]) -> Record:
     for number, line in block:
         if text_line := _TEXT_LINE.fullmatch(line):
             identifiers.add(text_line[1])
+            if text_line[2] in texts:
+                problems.append(Problem(f"line {number}", f"a second {_SECTION_NAMES[text_line[2]]} line"))
             texts[text_line[2]] = text_line[3]
             continue
         fields = line.split("\t")
         identifiers.add(fields[0])
-        if len(fields) >= 5 and fields[1].isdecimal() and fields[2].isdecimal():
+        if len(fields) >= 5 and _OFFSET.fullmatch(fields[1]) and _OFFSET.fullmatch(fields[2]) and fields[4]:
             annotations.append((number, fields))
-        elif len(fields) >= 4:
-            notes[RELATIONS] += 1
+        elif len(fields) < 4 or _NUMBER_LIKE.match(fields[1]):
+            expected = "a text line (ID|t|…) nor an annotation (ID, start, end, mention, class, tab-separated)"
+            problems.append(Problem(f"line {number}", f"neither {expected}"))
         else:
-            problems.append(Problem(f"line {number}", "neither a text line (ID|t|…) nor an annotation (tab-separated)"))
+            notes[RELATIONS] += 1
     if len(identifiers) != 1:
         problems.append(Problem("", f"one id expected before a blank line, found {', '.join(sorted(identifiers))}"))
     if "t" not in texts:
@@ -111,15 +117,15 @@ class PubtatorWriter:
         """Writes a block of lines; what PubTator can't hold is counted in `losses`."""
         self._count_losses(document)
         identifier = re.sub(r"[|\t\r\n]", "_", document.id) or "_"
-        title, *rest = [re.sub(r"[\r\n\t]", " ", section.text) for section in document.sections] or [""]
+        title, *rest = [_SEPARATORS.sub(" ", section.text) for section in document.sections] or [""]
         lines = [f"{identifier}|t|{title}", f"{identifier}|a|{' '.join(rest)}"]
         shift = 0
         for section in document.sections:
             for entity in section.entities:
                 if len(entity.spans) == 1:
-                    mention = re.sub(r"[\r\n\t]", " ", section.text[entity.start : entity.end])
-                    concept = str(entity.extra.get("metadata", {}).get("identifiers", ""))
-                    label = re.sub(r"[\r\n\t]", " ", entity.label)
+                    mention = _SEPARATORS.sub(" ", section.text[entity.start : entity.end])
+                    concept = _SEPARATORS.sub(" ", str(entity.extra.get("metadata", {}).get("identifiers", "")))
+                    label = _SEPARATORS.sub(" ", entity.label)
                     start, end = entity.start + shift, entity.end + shift
                     lines.append(f"{identifier}\t{start}\t{end}\t{mention}\t{label}\t{concept}")
             shift += len(section.text) + 1
@@ -132,17 +138,21 @@ class PubtatorWriter:
             "scores, mappings and other facts of entities": sum(
                 bool(set(entity.extra) - {"metadata", "match_norm"})
                 or bool(set(entity.extra.get("metadata", {})) - {"identifiers"})
+                or entity.score is not None
                 for entity in entities
             ),
             "documents whose sections beyond the title became one abstract": len(document.sections) > 2,
             "section names": sum(
-                section.name != name
-                for section, name in zip(document.sections, ("title", "abstract"), strict=False)
+                section.name != name for section, name in zip(document.sections, ("title", "abstract"), strict=False)
             ),
-            "metadata of documents and sections": bool(document.extra.get("metadata"))
-            + sum(bool(section.extra.get("metadata")) for section in document.sections),
+            "metadata and sentence spans of documents and sections": bool(document.extra.get("metadata"))
+            + sum(
+                bool(section.extra.get(key)) for section in document.sections for key in ("metadata", "sentence_spans")
+            ),
             "texts whose line breaks or tabs became spaces": sum(
-                bool(re.search(r"[\r\n\t]", section.text)) for section in document.sections
+                bool(_SEPARATORS.search(section.text)) for section in document.sections
             ),
+            "ids and classes whose separators were replaced": bool(re.search(r"^$|[|\t\r\n]", document.id))
+            + sum(bool(_SEPARATORS.search(entity.label)) for entity in entities),
         }
         self.losses.update({name: count for name, count in losses.items() if count})

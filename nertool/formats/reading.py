@@ -5,8 +5,8 @@ from pathlib import Path
 
 import orjson
 
-from nertool.documents import Document, Problem, dump_document
 from nertool.console import say
+from nertool.documents import Document, Problem, dump_document
 from nertool.errors import NertoolError
 from nertool.files import write_atomic
 from nertool.formats.base import Format, ReadReport, Record, Rejected
@@ -53,8 +53,8 @@ def read_documents(
     seen: dict[str, str] = {}
     for file, file_format in _files(path, format_name, texts, report):
         try:
-            for record in file_format.read(file):
-                record = _refuse_known_id(record, seen)
+            for found in file_format.read(file):
+                record = _refuse_known_id(found, seen)
                 report.notes.update(record.notes)
                 if record.document is None:
                     report.rejected.append(Rejected(record.place, record.problems, record.raw))
@@ -92,8 +92,6 @@ def _refuse_known_id(record: Record, seen: dict[str, str]) -> Record:
     if first is record.place:
         return record
     problem = Problem("idx", f"the id {record.document.id!r} is already used by {first}")
-    from nertool.documents import dump_document
-
     return Record(record.place, None, (problem,), record.raw or dump_document(record.document))
 
 
@@ -158,5 +156,5 @@ def report_reading(report: ReadReport) -> None:
     for note, count in report.notes.items():
         say(f"note: {count:,} {note}")
     if report.ignored_files:
-        shown = ", ".join(report.ignored_files[:5])
-        say(f"note: {len(report.ignored_files):,} other files or folders were not read ({shown}{', …' if len(report.ignored_files) > 5 else ''})")
+        shown = ", ".join(report.ignored_files[:5]) + (", …" if len(report.ignored_files) > 5 else "")
+        say(f"note: {len(report.ignored_files):,} other files or folders were not read ({shown})")

@@ -11,6 +11,13 @@ def read_text(file: Path) -> Iterator[Record]:
     """Reads a UTF-8 text; the file's name without its ending is the document's id."""
     data = file.read_bytes()
     try:
+        file.stem.encode()
+    except UnicodeEncodeError:
+        yield Record(
+            ascii(str(file)), None, (Problem("", "the file's name, which becomes the id, is not UTF-8"),), data
+        )
+        return
+    try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         yield Record(str(file), None, (Problem("", f"not UTF-8: {error.reason} at byte {error.start}"),), data)

@@ -1,0 +1,176 @@
+"""Writes the reference pages that follow from the code: `docs/reference/settings.md` and `docs/reference/commands.md`.
+
+    python docs/generate.py           # write them
+    python docs/generate.py --check   # say whether they are up to date (exit status 1 if not)
+
+The pages are committed, because error messages name docs/reference/settings.md, which people read in a checkout or on
+the web without building anything; `tests/test_docs.py` makes sure that they follow the code.
+"""
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from typer.models import OptionInfo
+
+from nertool.cli import app
+from nertool.settings import ENVIRONMENT_PREFIX, Settings
+
+REFERENCE = Path(__file__).parent / "reference"
+_TYPES = {
+    "boolean": "true or false",
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "null": "unset",
+}
+_NOTE = "<!-- Written by docs/generate.py from {source}. Change it there, then run: python docs/generate.py -->"
+
+
+def settings_page() -> str:
+    """Returns the reference of all settings."""
+    lines = [
+        _NOTE.format(source="nertool/settings.py"),
+        "",
+        "# Settings",
+        "",
+        "Every setting with its type, default, range and environment variable. [How to set them](../howto/settings.md)",
+        "says where values can come from and which one wins.",
+        "",
+    ]
+    for section, field in Settings.model_fields.items():
+        schema = field.annotation.model_json_schema()
+        lines += [f"## `{section}`", "", schema["description"], ""]
+        for name, rule in schema["properties"].items():
+            facts = [
+                _type(rule),
+                f"default {_value(rule['default'])}",
+                *_range(rule),
+                f"`{ENVIRONMENT_PREFIX}{section.upper()}__{name.upper()}`",
+            ]
+            lines += [f"### `{section}.{name}`", "", rule["description"], "", " · ".join(facts), ""]
+    return "\n".join(lines)
+
+
+def commands_page() -> str:
+    """Returns the reference of all commands."""
+    lines = [
+        _NOTE.format(source="the commands' own help"),
+        "",
+        "# Commands",
+        "",
+        "What `nertool COMMAND --help` says, on one page. With `--json` a command prints one JSON document on stdout;",
+        "everything meant for people goes to stderr.",
+        "",
+        "| exit status | meaning |",
+        "|---|---|",
+        "| 0 | done; early stopping is done, too |",
+        "| 2 | wrong usage, settings or input; the message names the place and says what to do |",
+        "| 130, 143 | interrupted by SIGINT or SIGTERM, after saving what can be gone on with |",
+        "| 1 | a defect of nertool |",
+        "",
+    ]
+    for registered in app.registered_commands:
+        function = registered.callback
+        assert function is not None
+        parameters = [_Parameter(parameter) for parameter in inspect.signature(function).parameters.values()]
+        usage = [parameter.usage for parameter in parameters if parameter.required or not parameter.option]
+        lines += [f"## `nertool {function.__name__}`", "", *_paragraphs(inspect.getdoc(function) or "")]
+        lines += ["```text", " ".join(["nertool", function.__name__, *usage, "[OPTIONS]"]), "```", ""]
+        for parameter in parameters:
+            lines += [f"`{parameter.usage.strip('[]')}`", f": {parameter.meaning}", ""]
+    return "\n".join(lines)
+
+
+class _Parameter:
+    """An argument or option, as its command declares it (Typer's own objects differ from version to version)."""
+
+    def __init__(self, parameter: inspect.Parameter) -> None:
+        kind, self._info = get_args(parameter.annotation)
+        self._default = parameter.default
+        self.required = parameter.default is inspect.Parameter.empty
+        self.option = isinstance(self._info, OptionInfo)
+        flag = kind is bool or kind == bool | None
+        if self.option:
+            name = self._info.default  # of `typer.Option("--name")`, in Annotated, the first value ends up there
+            self.usage = name if flag else f"{name} {self._info.metavar or name.lstrip('-').upper()}"
+        else:
+            self.usage = self._info.metavar
+
+    @property
+    def meaning(self) -> str:
+        """What it means, and what it is by default."""
+        if self.required:
+            return self._info.help + (" (required)" if self.option else "")
+        return self._info.help + ("" if self.option else f" (default `{self._default}`)")
+
+
+PAGES = {REFERENCE / "settings.md": settings_page, REFERENCE / "commands.md": commands_page}
+
+
+def outdated() -> Iterator[str]:
+    """Yields a diff for each page that does not follow the code."""
+    for path, page in PAGES.items():
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        if old != (new := page()):
+            yield "".join(difflib.unified_diff(old.splitlines(True), new.splitlines(True), str(path), "from the code"))
+
+
+def _type(rule: dict[str, Any]) -> str:
+    if "enum" in rule:
+        return "one of " + ", ".join(f"`{value}`" for value in rule["enum"])
+    if "anyOf" in rule:
+        return " or ".join(_type(choice) for choice in rule["anyOf"])
+    if rule["type"] == "array":
+        item = rule["prefixItems"][0] if "prefixItems" in rule else rule["items"]
+        return f"list of {rule.get('minItems', '')} {_TYPES[item['type']]}s".replace("  ", " ")
+    return _TYPES[rule["type"]]
+
+
+def _range(rule: dict[str, Any]) -> list[str]:
+    if "anyOf" in rule:
+        return [text for choice in rule["anyOf"] for text in _range(choice)]
+    if "prefixItems" in rule:
+        return [f"each {text}" for text in _range(rule["prefixItems"][0])]
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {rule[key]:g}" for key, sign in signs.items() if key in rule]
+    return [" and ".join(bounds)] if bounds else []
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if value == []:
+        return "empty"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Yields the lines of a command's help, its example as code."""
+    for paragraph in text.split("\n\n"):
+        if paragraph.startswith("nertool "):
+            yield from ("```shell", paragraph, "```", "")
+        else:
+            yield from (re.sub(r"\s+", " ", paragraph), "")
+
+
+def main() -> int:
+    """Writes the pages, or says which of them are not up to date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is not up to date")
+    if parser.parse_args().check:
+        differences = list(outdated())
+        sys.stderr.writelines(differences)
+        return 1 if differences else 0
+    for path, page in PAGES.items():
+        path.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

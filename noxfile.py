@@ -1,0 +1,106 @@
+"""Everything that checks nertool, in one place: `nox` runs the defaults, `nox -s NAME` one of them.
+
+Sessions without a virtual environment of their own use the one that nox runs in (`pip install -e ".[dev]"`), so that
+torch is installed once. Those that need other packages than that one has make their own.
+"""
+
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["lint", "types", "imports", "tests", "docs"]
+nox.options.error_on_missing_interpreters = True
+
+IN_PLACE = "none"
+HERE = sys.executable
+ROOT = Path(__file__).parent
+
+
+@nox.session(venv_backend=IN_PLACE)
+def lint(session: nox.Session) -> None:
+    """Style (ruff), format (ruff) and spelling (typos)."""
+    session.run(HERE, "-m", "ruff", "check", ".")
+    session.run(HERE, "-m", "ruff", "format", "--check", ".")
+    session.run(script("typos"))
+
+
+@nox.session(venv_backend=IN_PLACE)
+def types(session: nox.Session) -> None:
+    """Types: mypy, strict."""
+    session.run(HERE, "-m", "mypy")
+
+
+@nox.session(venv_backend=IN_PLACE)
+def imports(session: nox.Session) -> None:
+    """Layers: which module may import which (`[tool.importlinter]` in pyproject.toml)."""
+    session.run(script("lint-imports"))
+
+
+@nox.session(venv_backend=IN_PLACE)
+def tests(session: nox.Session) -> None:
+    """The tests that take seconds; `nox -s tests -- -k name` chooses among them."""
+    session.run(HERE, "-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend=IN_PLACE)
+def slow(session: nox.Session) -> None:
+    """The tests that take minutes: whole runs, killed and resumed ones."""
+    session.run(HERE, "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session(venv_backend=IN_PLACE)
+def docs(session: nox.Session) -> None:
+    """The documentation, in docs/_build/html; a warning is an error."""
+    session.run(HERE, "-m", "sphinx", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def tests_min(session: nox.Session) -> None:
+    """The same tests with the oldest direct dependencies that pyproject.toml allows (but for torch)."""
+    constraints = Path(session.create_tmp()) / "oldest.txt"
+    constraints.write_text("\n".join(oldest_dependencies()) + "\n", encoding="utf-8")
+    session.install("-e", ".[dev]", "--constraint", str(constraints))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def kazu(session: nox.Session) -> None:
+    """Compares with KAZU's own code, which gets an environment of its own, as its dependencies differ."""
+    session.install("kazu", "tensorboard", "torch<2.14")
+    python = Path(session.bin) / "python"
+    session.run(
+        HERE, "-m", "pytest", "-m", "kazu", *session.posargs, env={"NERTOOL_KAZU_PYTHON": str(python)}, external=True
+    )
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Source archive and wheel, in dist/, and whether the wheel has what it needs."""
+    session.install("build")
+    folder = Path(session.create_tmp()) / "dist"
+    session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
+    wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = ["nertool/py.typed", "nertool/sample_data/README.md"]
+    wanted += [f"nertool/{path.relative_to(ROOT)}" for path in (ROOT / "sample_data").rglob("*.json")]
+    if missing := [name for name in wanted if name not in names]:
+        session.error(f"{wheel.name} lacks {', '.join(missing[:5])}")
+    if not any(name.endswith("/licenses/LICENSE") for name in names):
+        session.error(f"{wheel.name} lacks the licence")
+    session.log(f"{wheel} and {next(folder.glob('*.tar.gz')).name} are fine")
+
+
+def script(name: str) -> str:
+    """Returns the path of a tool's script that is installed beside this Python."""
+    return str(Path(sys.executable).parent / name)
+
+
+def oldest_dependencies() -> list[str]:
+    """Returns `name==version` for each direct dependency with a lower bound, but for torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pairs = (requirement.split(",")[0].partition(">=") for requirement in project["dependencies"])
+    return [f"{name}=={version}" for name, _, version in pairs if version and name != "torch"]

@@ -1,0 +1,435 @@
+"""The commands as people and scripts run them: end to end, with bad input, killed and resumed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from nertool.cli import app
+from nertool.documents import parse_document
+from tests.conftest import make_backbone, make_corpus, write_documents
+
+SMALL = ["--set", "windows.max_tokens=32", "--set", "windows.overlap_tokens=8"]
+TRAIN = [*SMALL, "--set", "train.epochs=3", "--set", "train.learning_rate=0.003", "--set", "train.tokens_per_batch=256"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    previous = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+def nertool(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def succeed(*args: object) -> Result:
+    result = nertool(*args)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refuse(*args: object) -> str:
+    """Runs a command that must end with exit status 2 and one message; returns the message."""
+    result = nertool(*args)
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return re.sub(r"\s+", " ", result.stderr)
+
+
+def start(*args: object, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "nertool", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TERM": "dumb", "PYTHONUNBUFFERED": "1", **environment},
+    )
+
+
+@pytest.fixture
+def run(corpus: tuple[Path, Path], backbone: Path, tmp_path: Path) -> Path:
+    """A trained run."""
+    succeed("train", "--train", corpus[0], "--eval", corpus[1], "--output", tmp_path / "run", "--model", backbone, *TRAIN)
+    return tmp_path / "run"
+
+
+def test_from_documents_to_predictions(tmp_path: Path, backbone: Path) -> None:
+    documents = write_documents(tmp_path / "documents", make_corpus(40))
+    report = json.loads(succeed("split", documents, "split", "--fractions", "0.7,0.2,0.1", "--json").stdout)
+    assert report["counts"]["documents"] == {"train": 28, "eval": 8, "test": 4}
+    cached = json.loads(succeed("cache", "split/train", "cache", "--model", backbone, *SMALL, "--json").stdout)
+    assert cached["counts"]["documents"] == 28
+    settings = [*SMALL, "--set", "train.epochs=25", "--set", "train.learning_rate=0.005", "--set", "train.tokens_per_batch=256"]
+    trained = json.loads(
+        succeed("train", "--train", "cache", "--eval", "split/eval", "--output", "run", "--model", backbone, *settings, "--json").stdout
+    )
+    assert trained["micro_f1"] > 0.9
+    assert {path.name for path in Path("run").iterdir()} == {
+        ".nertool.json", "checkpoints", "metrics.jsonl", "model", "run.json", "settings.json", "tensorboard",
+    }  # fmt: skip
+    metrics = json.loads(
+        succeed("evaluate", "run/model", "split/test", "--predictions", "gold-and-found", "--json").stdout
+    )
+    assert metrics["micro_f1"] > 0.9 and metrics["scheme"] == "strict"
+    assert set(metrics["schemes"]) == {"strict", "overlap", "kazu"}
+    table = succeed("evaluate", "run/model", "split/test").stderr
+    assert "disease" in table and "all (micro)" in table
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("EGFR in lung cancer")
+    predicted = json.loads(succeed("predict", "run/model", "texts", "predictions", "--json").stdout)
+    assert predicted["documents"] == 1
+    found = parse_document(Path("predictions/a.json").read_bytes()).document.sections[0].entities
+    assert {(e.label, e.match) for e in found} >= {("gene", "EGFR"), ("disease", "lung cancer")}
+    assert all(e.score is not None for e in found)
+
+
+def test_a_model_folder_is_whole_and_loads_with_transformers(run: Path) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    names = {path.name for path in (run / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "nertool.json"} <= names
+    assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pickle")]
+    config = json.loads((run / "model/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["id2label"] == {"0": "disease", "1": "drug", "2": "gene", "3": "organ"}
+    assert AutoModelForTokenClassification.from_pretrained(run / "model").num_labels == 4
+    card = (run / "model/README.md").read_text()
+    assert "24 documents" in card and "| gene |" in card
+
+
+def test_the_best_model_is_the_best_evaluation(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    values = {line["step"]: line["micro_f1"] for line in lines if line["kind"] == "eval"}
+    facts = json.loads((run / "model/nertool.json").read_text())
+    assert facts["eval"]["micro_f1"] == max(values.values())
+    assert values[facts["step"]] == max(values.values())
+
+
+def test_early_stopping_is_success(corpus: tuple[Path, Path], backbone: Path) -> None:
+    """KAZU ends it with a RuntimeError."""
+    flat = ["--set", "train.learning_rate=1e-12", "--set", "train.epochs=50", "--set", "train.patience=2"]
+    result = succeed(
+        "train", "--train", corpus[0], "--eval", corpus[1], "--output", "run", "--model", backbone, *TRAIN, *flat, "--json"
+    )
+    summary = json.loads(result.stdout)
+    assert summary["stopped_early"]
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert sum(line["kind"] == "eval" for line in lines) == 3
+    assert Path("run/model/model.safetensors").is_file()
+
+
+def test_training_is_on_train_labels_and_eval_labels_and_says_what_can_not_be_learned(
+    tmp_path: Path, corpus: tuple[Path, Path], backbone: Path
+) -> None:
+    """KAZU reads its labels from the test set; a class that one side lacks breaks it."""
+    for folder, old, new in ((corpus[1], "drug", "rare"), (corpus[0], "organ", "common")):
+        for file in folder.iterdir():
+            file.write_text(file.read_text().replace(f'"entity_class":"{old}"', f'"entity_class":"{new}"'))
+    result = succeed(
+        "train", "--train", corpus[0], "--eval", corpus[1], "--output", "run", "--model", backbone, *TRAIN
+    )
+    facts = json.loads(Path("run/model/nertool.json").read_text())
+    assert facts["scheme"]["labels"] == ["common", "disease", "drug", "gene", "organ", "rare"]
+    assert "'rare' is in the eval split only" in result.stderr
+    assert "'common' is not in the eval split" in result.stderr
+
+
+def test_an_eval_cache_serves_like_its_documents(corpus: tuple[Path, Path], backbone: Path) -> None:
+    succeed("cache", corpus[0], "train-cache", "--model", backbone, *SMALL)
+    succeed("cache", corpus[1], "eval-cache", "--model", backbone, *SMALL)
+    for output, train_data, eval_data in (("a", corpus[0], corpus[1]), ("b", "train-cache", "eval-cache")):
+        succeed("train", "--train", train_data, "--eval", eval_data, "--output", output, "--model", backbone, *TRAIN)
+    first, second = (load_file(f"{name}/model/model.safetensors") for name in "ab")
+    assert all((first[key] == second[key]).all() for key in first)
+
+
+def test_a_finished_run_is_not_trained_again_and_not_overwritten(run: Path, corpus: tuple[Path, Path], backbone: Path) -> None:
+    command = ("train", "--train", corpus[0], "--eval", corpus[1], "--output", run, "--model", backbone, *TRAIN)
+    assert "holds a finished run" in refuse(*command)
+    before = (run / "model/model.safetensors").stat().st_mtime_ns
+    assert "finished already" in succeed(*command, "--resume").stderr
+    assert (run / "model/model.safetensors").stat().st_mtime_ns == before
+    (run / "notes.txt").write_text("mine")
+    assert "notes.txt" in refuse(*command, "--force")
+    assert (run / "model/model.safetensors").is_file()
+    (run / "notes.txt").unlink()
+    succeed(*command, "--force")
+
+
+def test_a_run_is_not_mixed_with_other_settings_or_data(run: Path, corpus: tuple[Path, Path], backbone: Path) -> None:
+    command = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", run, "--model", backbone, *TRAIN, "--resume"]
+    assert "train.seed was 42, now 43" in refuse(*command, "--set", "train.seed=43")
+    next(corpus[0].iterdir()).unlink()
+    assert "the train documents have changed" in refuse(*command)
+
+
+def test_a_folder_of_the_users_is_never_touched(tmp_path: Path, corpus: tuple[Path, Path], backbone: Path) -> None:
+    """KAZU deletes what is in the folder, a user's files too."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for force in ([], ["--force"]):
+        refuse("train", "--train", corpus[0], "--eval", corpus[1], "--output", mine, "--model", backbone, *TRAIN, *force)
+        refuse("cache", corpus[0], mine, "--model", backbone, *SMALL, *force)
+        refuse("split", corpus[0], mine, *force)
+        refuse("convert", corpus[0], mine, *force)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+BAD = {
+    "malformed": b'{"sections": [{"text": "abc"',
+    "past-the-end": b'{"idx": "x", "sections": [{"name": "t", "text": "abc", "entities": [{"match": "c", "entity_class": "g",'
+    b' "namespace": "n", "spans": [{"start": 2, "end": 9}]}]}]}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_invalid_documents_are_all_named_and_nothing_is_made(
+    kind: str, tmp_path: Path, corpus: tuple[Path, Path], backbone: Path, run: Path
+) -> None:
+    """KAZU prints and skips broken files, and lets an entity past the end label the rest of the section."""
+    (corpus[0] / "bad-1.json").write_bytes(BAD[kind])
+    (corpus[0] / "bad-2.json").write_bytes(BAD[kind].replace(b'"x"', b'"y"'))
+    commands: dict[str, tuple[object, ...]] = {
+        "split": ("split", corpus[0], "out"),
+        "cache": ("cache", corpus[0], "out", "--model", backbone, *SMALL),
+        "train": ("train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", backbone, *TRAIN),
+        "convert": ("convert", corpus[0], "out"),
+        "predict": ("predict", run / "model", corpus[0], "out"),
+        "evaluate": ("evaluate", run / "model", corpus[0], "--predictions", "out"),
+    }
+    for command in commands.values():
+        message = refuse(*command)
+        assert "2 invalid documents" in message and "bad-1.json" in message and "bad-2.json" in message
+        assert "--skip-invalid" in message
+        assert not Path("out").exists()
+    succeed(*commands["convert"], "--skip-invalid")
+    rejected = [json.loads(line) for line in Path("out/rejected.jsonl").read_text().splitlines()]
+    assert len(rejected) == 2 and len(list(Path("out").glob("doc-*.json"))) == 24
+    succeed("split", "out", "split-out", "--fractions", "0.9,0.1,0")  # rejected.jsonl is no document
+
+
+def test_unknown_settings_are_refused_with_the_nearest_name(corpus: tuple[Path, Path], backbone: Path) -> None:
+    message = refuse("cache", corpus[0], "out", "--model", backbone, "--set", "windows.max_token=9")
+    assert "unknown setting 'windows.max_token' (did you mean 'windows.max_tokens'?)" in message
+    Path("nertool.toml").write_text("[trian]\nepochs = 3\n")
+    assert "nertool.toml: unknown settings section 'trian' (did you mean 'train'?)" in refuse("split", corpus[0], "out")
+
+
+def test_stale_and_foreign_caches_are_refused(tmp_path: Path, corpus: tuple[Path, Path], backbone: Path) -> None:
+    succeed("cache", corpus[0], "cache", "--model", backbone, *SMALL)
+    other = make_backbone(tmp_path / "cased", cased=True)
+    train = ("train", "--train", "cache", "--eval", corpus[1], "--output", "run")
+    assert "the tokenizer has changed" in refuse(*train, "--model", other, *TRAIN)
+    assert "max_tokens is 32 there, not 16" in refuse(*train, "--model", backbone, *TRAIN, "--set", "windows.max_tokens=16")
+    assert not Path("run").exists()
+    next(corpus[0].iterdir()).unlink()
+    assert "the documents have changed" in refuse("cache", corpus[0], "cache", "--model", backbone, *SMALL)
+
+
+@pytest.mark.parametrize("command", ["convert", "split", "cache", "train", "predict"])
+def test_an_unwritable_output_is_refused_before_the_work(
+    command: str, tmp_path: Path, corpus: tuple[Path, Path], backbone: Path, run: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    output = tmp_path / "file/out"
+    commands: dict[str, tuple[object, ...]] = {
+        "convert": ("convert", corpus[0], output),
+        "split": ("split", corpus[0], output),
+        "cache": ("cache", corpus[0], output, "--model", backbone, *SMALL),
+        "train": ("train", "--train", corpus[0], "--eval", corpus[1], "--output", output, "--model", backbone, *TRAIN),
+        "predict": ("predict", run / "model", corpus[0], output),
+    }
+    message = refuse(*commands[command])
+    assert "cannot write" in message or "Not a directory" in message
+
+
+def test_models_that_can_not_be_used_are_refused(tmp_path: Path, corpus: tuple[Path, Path], run: Path) -> None:
+    assert "did you mean" in refuse("evaluate", run, corpus[1])
+    broken = shutil.copytree(run / "model", tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    assert "has no weights" in refuse("evaluate", broken, corpus[1])
+    assert "has no weights" in refuse("predict", broken, corpus[1], "out")
+    (broken / "model.safetensors").write_bytes(b"\0" * 100)
+    assert "cannot load the model" in refuse("evaluate", broken, corpus[1])
+    assert "not a model folder" in refuse("evaluate", tmp_path / "nothing", corpus[1])
+    backbone = make_backbone(tmp_path / "no-weights")
+    (backbone / "model.safetensors").unlink()
+    message = refuse("train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", backbone, *TRAIN)
+    assert "cannot load the model" in message and not Path("out/model").exists()
+    message = refuse("cache", corpus[0], "out", "--model", "no/such-model", *SMALL)
+    assert "hub" in message and "--model minilm" in message
+
+
+def test_windows_longer_than_the_backbone_are_refused(corpus: tuple[Path, Path], backbone: Path) -> None:
+    message = refuse("train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", backbone)
+    assert "512" in message and "64 positions" in message and "windows.max_tokens=64" in message
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, corpus: tuple[Path, Path], backbone: Path) -> None:
+    """KAZU trains DeBERTa v1 with attention weights left random."""
+    broken = shutil.copytree(backbone, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({k: v for k, v in weights.items() if "query" not in k}, broken / "model.safetensors", {"format": "pt"})
+    message = refuse("train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", broken, *TRAIN)
+    assert "lacks 4 tensors" in message
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small file system")
+def test_a_full_disk_gives_one_message_and_leaves_nothing_half_written(
+    tmp_path: Path, corpus: tuple[Path, Path], backbone: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        train = ("train", "--train", corpus[0], "--eval", corpus[1], "--model", backbone, *TRAIN)
+        for command in (
+            ("convert", corpus[0], disk / "out"),
+            ("convert", corpus[0], disk / "out.jsonl"),
+            ("split", corpus[0], disk / "out"),
+            (*train, "--output", disk / "out"),
+        ):
+            message = refuse(*command)
+            assert "No space left on device" in message and "free some space" in message
+            assert not (disk / "out.jsonl").exists() and not list(disk.glob("out/model/*"))
+            for path in disk.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def wait_for(ready: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_training_resumes_to_the_same_bits(
+    number: int, status: int, corpus: tuple[Path, Path], backbone: Path
+) -> None:
+    slow = [*TRAIN, "--set", "train.epochs=12", "--set", "train.checkpoint_every_seconds=0", "--set", "model.dropout=0.1"]
+    command = ["train", "--train", corpus[0], "--eval", corpus[1], "--model", backbone, *slow]
+    succeed(*command, "--output", "whole")
+    process = start(*command, "--output", "cut")
+    wait_for(lambda: list(Path("cut").glob("checkpoints/step-0000001*")), process)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    assert stdout == ""
+    if status > 0:
+        assert "--resume" in stderr and "Traceback" not in stderr
+    assert not json.loads(Path("cut/run.json").read_text())["finished"]
+    assert "--resume to go on" in refuse(*command, "--output", "cut")
+    assert "resuming at step" in succeed(*command, "--output", "cut", "--resume").stderr
+    whole, cut = (load_file(f"{name}/model/model.safetensors") for name in ("whole", "cut"))
+    assert all((whole[key] == cut[key]).all() for key in whole)
+    lines = [Path(f"{name}/metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    evals = [[json.loads(line) for line in part if '"eval"' in line] for part in lines]
+    assert evals[0] == evals[1]
+
+
+def test_a_killed_cache_build_ends_byte_identical(tmp_path: Path, backbone: Path) -> None:
+    documents = write_documents(tmp_path / "documents", make_corpus(1500))
+    command = ["cache", documents, "--model", backbone, *SMALL]
+    succeed("cache", documents, "whole", "--model", backbone, *SMALL)
+    process = start("cache", documents, "cut", "--model", backbone, *SMALL)
+    journal = Path(".cut.partial/journal.jsonl")
+    wait_for(lambda: journal.is_file() and journal.stat().st_size > 0, process)
+    process.kill()
+    process.communicate()
+    assert command and not Path("cut").exists()
+    succeed("cache", documents, "cut", "--model", backbone, *SMALL)
+    for file in Path("whole").iterdir():
+        assert file.read_bytes() == (Path("cut") / file.name).read_bytes()
+
+
+def test_a_killed_prediction_goes_on_to_the_same_bytes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nertool.prediction_output import PredictionOutput
+
+    documents = write_documents(tmp_path / "documents", make_corpus(20))
+    chunks = ["--set", "predict.documents_per_chunk=3"]
+    succeed("predict", run / "model", documents, "whole.jsonl", *chunks)
+    real_write, calls = PredictionOutput.write, []
+
+    def write(self: PredictionOutput, chunk: Any) -> None:
+        calls.append(len(chunk))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        real_write(self, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionOutput, "write", write)
+        result = nertool("predict", run / "model", documents, "cut.jsonl", *chunks)
+    assert result.exit_code == 130 and not Path("cut.jsonl").exists()
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionOutput, "write", lambda self, chunk: calls.append(len(chunk)) or real_write(self, chunk))
+        succeed("predict", run / "model", documents, "cut.jsonl", *chunks)
+    assert calls == [3, 3, 3, 2]  # nine documents were done already
+    assert Path("cut.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert sorted(path.name for path in Path().iterdir()) == ["cut.jsonl", "whole.jsonl"]
+
+
+def test_predicting_plain_texts_folders_and_compressed_files(run: Path) -> None:
+    Path("texts").mkdir()
+    for i in range(3):
+        Path(f"texts/{i}.txt").write_text(f"BRCA{i} in lung cancer 😀 e\u0301")
+    succeed("predict", run / "model", "texts", "out.jsonl.gz")
+    succeed("predict", run / "model", "texts", "folder")
+    assert sorted(path.name for path in Path("folder").glob("[!.]*.json")) == ["0.json", "1.json", "2.json"]
+    report = json.loads(succeed("convert", "out.jsonl.gz", "again", "--json").stdout)
+    assert report["read"]["documents"] == 3
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, nertool.cli\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'orjson', 'tensorboard', 'rensa'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "convert", "split", "cache", "train", "evaluate", "predict"])
+def test_every_command_has_help(command: str) -> None:
+    result = succeed(command, "--help")
+    assert "--json" in result.stdout
+
+
+def test_output_is_plain_in_a_pipe(corpus: tuple[Path, Path]) -> None:
+    process = start("split", corpus[0], "out", NO_COLOR="1")
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and stdout == ""
+    assert "\x1b" not in stderr and "disease" in stderr
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert nertool("split").exit_code == 2
+    assert nertool("no-such-command").exit_code == 2
+    assert "three numbers" in refuse("split", ".", "out", "--fractions", "a,b")
+    assert "unknown format 'pubtater' (did you mean 'pubtator'?)" in refuse("convert", ".", "out", "--to", "pubtater")
+    assert "does not exist" in refuse("split", "nowhere", "out")

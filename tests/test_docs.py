@@ -1,0 +1,63 @@
+"""The reference pages follow the code."""
+
+import importlib.util
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+from nertool.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+
+ROOT = Path(__file__).parents[1]
+SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
+NAMES = [
+    f"{section}.{name}" for section, field in Settings.model_fields.items() for name in field.annotation.model_fields
+]
+
+
+@pytest.fixture(scope="module")
+def generate() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_pages_are_up_to_date(generate: types.ModuleType) -> None:
+    differences = "\n".join(generate.outdated())
+    assert not differences, f"run: python docs/generate.py\n{differences}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_is_described(name: str) -> None:
+    entry = re.search(
+        rf"^### `{re.escape(name)}`\n(.*?)(?=^##|\Z)", SETTINGS_PAGE.read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert entry, f"{name} is missing"
+    meaning, facts = entry[1].strip().split("\n\n")
+    assert len(meaning) > 10
+    assert "default " in facts
+    assert ENVIRONMENT_PREFIX + name.replace(".", "__").upper() in facts
+
+
+def test_no_setting_is_described_that_does_not_exist() -> None:
+    described = re.findall(r"^### `([\w.]+)`$", SETTINGS_PAGE.read_text(encoding="utf-8"), re.M)
+    assert described == NAMES
+
+
+def test_settings_that_the_pages_name_exist() -> None:
+    sections = "|".join(Settings.model_fields)
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for name in re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_]+)(?:=[^`]*)?`", page.read_text(encoding="utf-8")):
+            assert name in NAMES or name.endswith((".bin", ".json")), f"{page}: {name}"
+
+
+def test_set_values_in_the_pages_are_valid() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for quote, value in re.findall(
+            r"--set (['\"]?)([a-z]+\.[a-z_]+=[^`'\"\s]+)\1", page.read_text(encoding="utf-8")
+        ):
+            assert quote is not None
+            load_settings(assignments=[value], environment={})

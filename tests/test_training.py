@@ -1,0 +1,257 @@
+"""The loop: what a step does, the schedule, evaluation in between, and resuming to the bit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nertool.batches import Batch, training_batch
+from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from nertool.devices import choose_device, choose_precision, seed_everything
+from nertool.errors import NertoolError
+from nertool.inference import Runner, predict_sections, prepare
+from nertool.losses import binary_cross_entropy
+from nertool.model import NerModel, new_model
+from nertool.settings import ModelSettings, TrainSettings, WindowSettings
+from nertool.training import BatchPlan, fit, learning_rate_factor, make_optimizer, make_scaler
+from nertool.window_cache import WindowCache
+from tests.conftest import make_corpus
+from tests.test_window_cache import build
+
+CPU = torch.device("cpu")
+WINDOWS = WindowSettings(max_tokens=32, overlap_tokens=8)
+SETTINGS = TrainSettings(epochs=3, learning_rate=3e-3, tokens_per_batch=200, seed=7)
+
+
+class Fitting:
+    """A model, a cache and all that the loop needs, built the same way every time."""
+
+    def __init__(self, folder: Path, backbone: Path, settings: TrainSettings = SETTINGS, dropout: float = 0.1) -> None:
+        seed_everything(settings.seed)
+        model_settings = ModelSettings(name=str(backbone), dropout=dropout)
+        self.settings = settings
+        self.documents = make_corpus(16)
+        tokenizer = new_model(model_settings, WINDOWS, _scheme(self.documents)).tokenizer
+        self.cache: WindowCache = build(folder / "cache", self.documents, tokenizer, windows=WINDOWS)
+        seed_everything(settings.seed)
+        self.model: NerModel = new_model(model_settings, WINDOWS, self.cache.scheme)
+        self.optimizer = make_optimizer(self.model.network, settings)
+        self.scaler = make_scaler(CPU, torch.float32)
+        self.plan = BatchPlan(self.cache.windows["length"].astype(np.int64) + 2, settings)
+        self.progress = Progress()
+
+    def load(self, indices: np.ndarray) -> Batch:
+        channels = self.cache.scheme.channels
+        return training_batch(self.cache, indices, self.model.tokenizer, np.arange(channels), channels)
+
+    def steps(self, loss: Callable[..., Any] = binary_cross_entropy) -> Any:
+        if not self.progress.step:
+            torch.manual_seed(self.settings.seed)  # others may have drawn since the model was made
+        return fit(
+            self.model.network, self.optimizer, self.scaler, self.plan, self.load, loss, self.settings, self.progress,
+            CPU, torch.float32,
+        )  # fmt: skip
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.network.state_dict().items()}
+
+
+def _scheme(documents: list[Any]) -> Any:
+    from nertool.labels import count_labels, make_scheme
+
+    return make_scheme(count_labels(documents))
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_small_model_learns_a_small_corpus_by_heart(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone, TrainSettings(epochs=30, learning_rate=3e-3, tokens_per_batch=200), dropout=0.0)
+    losses = [report.loss for report in run.steps() if report.loss is not None]
+    assert losses[-1] < losses[0] / 20
+    sections = [section for document in run.documents for section in document.sections]
+    predicted = predict_sections(run.model, prepare(sections, run.model), Runner(CPU, torch.float32, 500))
+    gold = {(i, e.label, e.spans) for i, section in enumerate(sections) for e in section.entities}
+    found = {(i, e.label, e.spans) for i, entities in enumerate(predicted) for e in entities}
+    assert len(gold & found) / len(gold | found) > 0.95
+    assert all(e.score is not None and 0.5 <= e.score <= 1 for entities in predicted for e in entities)
+
+
+def test_a_resumed_run_ends_bit_identical(tmp_path: Path, backbone: Path) -> None:
+    """KAZU can't resume, and saves no optimizer state."""
+    whole = Fitting(tmp_path, backbone)
+    assert len(list(whole.steps())) == whole.plan.total_steps
+    for stop_after in (1, whole.plan.steps_of_epoch[0], whole.plan.total_steps - 1):
+        first = Fitting(tmp_path, backbone)
+        for report in first.steps():
+            if report.step == stop_after:
+                break
+        folder = tmp_path / f"checkpoints-{stop_after}"
+        save_checkpoint(folder, first.model.network, first.optimizer, first.scaler, first.progress)
+        second = Fitting(tmp_path, backbone)
+        torch.manual_seed(999)  # the state of the generator must come from the checkpoint
+        second.progress = load_checkpoint(latest_checkpoint(folder), second.model.network, second.optimizer, second.scaler)
+        assert second.progress.step == stop_after
+        list(second.steps())
+        assert same(whole.weights(), second.weights())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path: Path, backbone: Path) -> None:
+    runs = [Fitting(tmp_path, backbone, replace_seed(seed)) for seed in (7, 7, 8)]
+    for run in runs:
+        list(run.steps())
+    assert same(runs[0].weights(), runs[1].weights())
+    assert not same(runs[0].weights(), runs[2].weights())
+
+
+def replace_seed(seed: int) -> TrainSettings:
+    return SETTINGS.model_copy(update={"seed": seed, "epochs": 1})
+
+
+def test_evaluating_between_steps_leaves_the_model_in_training_mode_and_the_result_unchanged(
+    tmp_path: Path, backbone: Path
+) -> None:
+    """KAZU's dropout stays off for the rest of the epoch after an evaluation."""
+    plain, evaluated = Fitting(tmp_path, backbone), Fitting(tmp_path, backbone)
+    list(plain.steps())
+    prepared = prepare([section for document in evaluated.documents for section in document.sections], evaluated.model)
+    for _ in evaluated.steps():
+        predict_sections(evaluated.model, prepared, Runner(CPU, torch.float32, 500))
+        assert evaluated.model.network.training
+    assert same(plain.weights(), evaluated.weights())
+
+
+def test_accumulated_batches_step_like_one_large_batch(tmp_path: Path, backbone: Path) -> None:
+    """The loss is divided by the tokens of the whole step, so unequal batches weigh right."""
+    run = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": 100_000}), dropout=0.0)
+    list(run.steps())
+    assert run.progress.step == 1
+    split = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": 200}), dropout=0.0)
+    split.settings = split.settings.model_copy(update={"accumulate_batches": 1000})
+    split.plan = BatchPlan(split.cache.windows["length"].astype(np.int64) + 2, split.settings)
+    assert len(split.plan.batches(0)) > 1
+    list(split.steps())
+    assert split.progress.step == 1
+    for name, tensor in run.weights().items():
+        torch.testing.assert_close(split.weights()[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_weight_decay_spares_biases_and_norms_and_the_head_has_its_own_rate(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"head_learning_rate_factor": 5.0}))
+    names = {id(parameter): name for name, parameter in run.model.network.named_parameters()}
+    for group in run.optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert (group["weight_decay"] > 0) == (name.endswith("weight") and "LayerNorm" not in name)
+            assert group["peak_learning_rate"] == pytest.approx(3e-3 * (5 if name.startswith("classifier") else 1))
+    assert sum(len(group["params"]) for group in run.optimizer.param_groups) == len(names)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_rises_then_falls_and_stays_in_range(schedule: str) -> None:
+    factors = [learning_rate_factor(step, 100, 0.1, schedule) for step in range(100)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[10] == 1.0
+
+
+def test_the_schedule_is_torchs_linear_one() -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=50)
+    for step in range(50):
+        assert learning_rate_factor(step, 50, 0.0, "linear") == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    with pytest.raises(NertoolError, match="the loss is nan at step"):
+        list(run.steps(lambda logits, batch: binary_cross_entropy(logits, batch) * float("nan")))
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Fitting(tmp_path, backbone)
+    steps = run.steps()
+    next(steps)
+    first = save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+    next(steps)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nertool.checkpoints.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+    assert latest_checkpoint(tmp_path / "c") == first
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [first.name]
+
+
+def test_older_checkpoints_go_and_no_pickle_is_written(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    for report in run.steps():
+        save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+        if report.step == 3:
+            break
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-00000003"]
+    assert {path.suffix for path in (tmp_path / "c").rglob("*.*")} <= {".json", ".safetensors", ""}
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    path = save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+    (path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(NertoolError, match="damaged"):
+        load_checkpoint(path, run.model.network, run.optimizer, run.scaler)
+
+
+def test_every_epoch_ends_with_an_evaluation_and_so_does_the_run(tmp_path: Path, backbone: Path) -> None:
+    """A run of KAZU's that is shorter than the interval ends without a model."""
+    plan = Fitting(tmp_path, backbone).plan
+    assert plan.total_steps in plan.evaluation_steps()
+    assert len(plan.evaluation_steps()) == SETTINGS.epochs
+    rare = BatchPlan(np.full(3, 5), SETTINGS.model_copy(update={"epochs": 1, "evaluations_per_epoch": 0.1}))
+    assert rare.evaluation_steps() == {rare.total_steps}
+
+
+def test_devices_and_precisions() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_precision("fp32", CPU) == torch.float32
+    assert choose_precision("auto", CPU) in (torch.float32, torch.bfloat16)
+    with pytest.raises(NertoolError, match="no device"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(NertoolError, match="not available"):
+            choose_device("cuda")
+
+
+def test_predictions_do_not_depend_on_the_batch_size(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    sections = [section for document in run.documents for section in document.sections]
+    prepared = prepare(sections, run.model)
+    one, many = (predict_sections(run.model, prepared, Runner(CPU, torch.float32, budget)) for budget in (1, 5000))
+    assert [[replace(e, score=None) for e in entities] for entities in one] == [
+        [replace(e, score=None) for e in entities] for entities in many
+    ]
+
+
+def test_windows_are_never_padded_to_the_tokenizers_maximum(tmp_path: Path, backbone: Path) -> None:
+    """KAZU's inference pads every window to the tokenizer's 512 tokens."""
+    run = Fitting(tmp_path, backbone)
+    widths = []
+    handle = run.model.network.register_forward_pre_hook(
+        lambda _module, _args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    sections = [section for document in run.documents for section in document.sections]
+    prepared = prepare(sections, run.model)
+    predict_sections(run.model, prepared, Runner(CPU, torch.float32, 200))
+    handle.remove()
+    assert max(widths) == prepared.windows.lengths.max() + 2 <= WINDOWS.max_tokens
+    assert min(widths) < max(widths)

@@ -1,0 +1,180 @@
+"""The training cache: bytes, fingerprints, refusals, and what a kill leaves."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nertool.window_cache as window_cache
+from nertool.documents import Document, Section
+from nertool.errors import NertoolError
+from nertool.labels import LabelScheme, make_scheme
+from nertool.settings import WindowSettings
+from nertool.targets import locate, paint
+from nertool.window_cache import WindowCache, build_cache, check_cache, open_cache, scan
+from nertool.windows import SectionTokenizer
+from tests.conftest import make_corpus
+
+WINDOWS = WindowSettings(max_tokens=12, overlap_tokens=4)
+
+
+class Killed(BaseException):
+    """As good as `kill -9` for the code under test: no handler of ours catches it."""
+
+
+def build(path: Path, documents: list[Document], tokenizer: SectionTokenizer, **changes: Any) -> WindowCache:
+    scanned = scan(documents)
+    options = {"scanned": scanned, "scheme": make_scheme(scanned.labels)} | changes
+    windows = options.pop("windows", WINDOWS)
+    return build_cache(path, lambda: iter(documents), tokenizer, windows, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_cache_holds_what_was_tokenised(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    documents = make_corpus(5)
+    cache = build(tmp_path / "cache", documents, tokenizer)
+    sections = [section for document in documents for section in document.sections]
+    tokens = tokenizer.tokenize([section.text for section in sections])
+    targets = paint(locate(sections, tokens, cache.scheme), len(tokens.ids), cache.scheme)
+    np.testing.assert_array_equal(cache.tokens, tokens.ids)
+    bits = np.unpackbits(cache.targets, axis=1, count=cache.scheme.channels + 1)
+    np.testing.assert_array_equal(bits[:, :-1], targets)
+    np.testing.assert_array_equal(bits[:, -1], tokens.word_starts)
+    assert cache.windows["owned_length"].sum() == len(tokens.ids)
+    assert list(cache.documents()) == documents
+    assert cache.info["counts"]["documents"] == 5
+
+
+def test_the_same_documents_give_the_same_bytes_and_a_finished_cache_is_not_built_again(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = make_corpus(5)
+    build(tmp_path / "a", documents, tokenizer)
+    build(tmp_path / "b", documents, tokenizer)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    monkeypatch.setattr(window_cache, "_encode_chunk", None)  # would fail if it were built again
+    build(tmp_path / "a", documents, tokenizer)
+
+
+@pytest.mark.parametrize("kill_at", range(1, 12))
+def test_a_killed_build_goes_on_to_the_same_bytes(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    documents = make_corpus(12)
+    monkeypatch.setattr(window_cache, "_DOCUMENTS_PER_CHUNK", 4)
+    build(tmp_path / "whole", documents, tokenizer)
+    calls = itertools.count(1)
+    real_size = window_cache._durable_size
+
+    def killed(path: Path) -> int:
+        if next(calls) == kill_at:
+            raise Killed
+        return real_size(path)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(window_cache, "_durable_size", killed)
+        build(tmp_path / "cut", documents, tokenizer)
+    assert not (tmp_path / "cut").exists()
+    chunks = []
+    real_encode = window_cache._encode_chunk
+    monkeypatch.setattr(window_cache, "_encode_chunk", lambda chunk, *rest: chunks.append(chunk) or real_encode(chunk, *rest))
+    build(tmp_path / "cut", documents, tokenizer)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert len(chunks) == 3 - (kill_at - 1) // 4  # finished chunks are not tokenised again
+
+
+def test_a_torn_journal_line_is_dropped(tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = make_corpus(8)
+    monkeypatch.setattr(window_cache, "_DOCUMENTS_PER_CHUNK", 4)
+    build(tmp_path / "whole", documents, tokenizer)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(window_cache, "write_json", lambda path, value: killed() if path.name == "cache.json" else _write(path, value))
+        build(tmp_path / "cut", documents, tokenizer)
+    journal = tmp_path / ".cut.partial" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-7])
+    build(tmp_path / "cut", documents, tokenizer)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+_write = window_cache.write_json
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"windows": WindowSettings(max_tokens=10, overlap_tokens=4)}, "max_tokens is 12 there, not 10"),
+        ({"scheme": make_scheme(["gene", "protein"])}, "labels: it has disease, drug, organ more, and lacks protein"),
+        ({"scheme": make_scheme(["disease", "drug", "gene", "organ"], begin=True)}, "begin_channels is False there, not True"),
+    ],
+)
+def test_a_cache_of_other_settings_is_refused_and_the_difference_named(
+    tmp_path: Path, tokenizer: SectionTokenizer, changes: dict[str, Any], what: str
+) -> None:
+    """KAZU trusts whatever is in the folder."""
+    documents = make_corpus(3)
+    build(tmp_path / "cache", documents, tokenizer)
+    before = contents(tmp_path / "cache")
+    with pytest.raises(NertoolError, match=what):
+        build(tmp_path / "cache", documents, tokenizer, **changes)
+    assert contents(tmp_path / "cache") == before
+    build(tmp_path / "cache", documents, tokenizer, **changes, force=True)
+    assert contents(tmp_path / "cache") != before
+
+
+def test_a_stale_cache_is_refused(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    build(tmp_path / "cache", make_corpus(3), tokenizer)
+    with pytest.raises(NertoolError, match="the documents have changed"):
+        build(tmp_path / "cache", make_corpus(4), tokenizer)
+
+
+def test_a_cache_of_another_tokenizer_does_not_fit(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    cache = build(tmp_path / "cache", make_corpus(3), tokenizer)
+    other = SectionTokenizer(tokenizer.tokenizer, tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id, "other")
+    with pytest.raises(NertoolError, match="the tokenizer has changed"):
+        check_cache(cache, other, WINDOWS, begin=False)
+    check_cache(cache, tokenizer, WINDOWS, begin=False)
+
+
+def test_a_damaged_cache_is_refused(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    build(tmp_path / "cache", make_corpus(3), tokenizer)
+    with (tmp_path / "cache/tokens.bin").open("ab") as file:
+        file.truncate(5)
+    with pytest.raises(NertoolError, match=r"damaged: tokens\.bin"):
+        open_cache(tmp_path / "cache")
+
+
+def test_what_another_job_left_half_done_is_not_used(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> int:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(window_cache, "_durable_size", killed)
+        build(tmp_path / "cache", make_corpus(3), tokenizer)
+    build(tmp_path / "cache", make_corpus(4), tokenizer)
+    build(tmp_path / "fresh", make_corpus(4), tokenizer)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "fresh")
+
+
+def test_empty_sections_are_counted_and_harmless(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    documents = [*make_corpus(2), Document("empty", (Section("a", ""), Section("b", "  \n"))), Document("none", ())]
+    cache = build(tmp_path / "cache", documents, tokenizer)
+    assert cache.info["counts"]["empty_sections"] == 2
+    assert cache.info["counts"]["documents"] == 4
+
+
+def test_more_classes_than_nineteen_work(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    """KAZU crashes on the twentieth."""
+    scheme = LabelScheme(tuple(f"class {i:03d}" for i in range(100)))
+    cache = build(tmp_path / "cache", make_corpus(2), tokenizer, scheme=scheme)
+    assert cache.targets.shape[1] == 13
