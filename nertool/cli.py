@@ -39,7 +39,10 @@ for _command in (demo.demo, convert.convert, split.split, cache.cache, train.tra
 
 def main() -> None:
     """Runs the command line."""
+    # These must be set before torch is imported. Threads that wait by spinning burn as much CPU as they compute with,
+    # and far more on a machine that others use, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "darwin":
-        # Must be set before torch is imported; lets operations that MPS lacks run on the CPU.
+        # Lets operations that MPS lacks run on the CPU.
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     app()

@@ -31,47 +31,79 @@ class DecodedSpans:
     score: npt.NDArray[np.float64]
 
 
-def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float) -> DecodedSpans:
-    """Turns logits into spans: for each class, the longest runs of words at or above the threshold.
+def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float, switch_cost: float) -> DecodedSpans:
+    """Turns logits into spans: for each class, the longest runs of words that are inside.
 
     A word is decided on by the mean logit of its tokens, for each class on its own, so spans of several classes may nest
-    and cross. With begin channels a run is cut before a word of which a token's begin probability reaches the threshold.
+    and cross. Words with no space between them (`TNF-α-induced`, `(ERK)`) are decided on together: each change between
+    inside and outside costs `switch_cost`, and the best sequence wins. With begin channels a run is cut before a word of
+    which a token's begin probability reaches the threshold.
 
     Args:
         logits: `(tokens, channels)` float32.
         tokens: The tokens of the sections.
         scheme: What the channels mean.
         threshold: The least probability of a word inside an entity, in (0, 1).
+        switch_cost: In logits, at least 0.
 
     Source: KAZU's `TokenizedWordProcessor` lets any subword of a white-space word decide; that loses brackets
-        (`kinase (ERK` became `kinase (`) and trains other tokens than it decodes.
+        (`kinase (ERK` became `kinase (`) and trains other tokens than it decodes. The best sequence is Viterbi's (1967).
     """
     count = len(scheme.labels)
     if not len(tokens.ids):
         nothing = np.zeros(0, np.int64)
         return DecodedSpans(nothing, nothing, nothing, nothing, np.zeros(0))
-    word_firsts = np.flatnonzero(tokens.word_starts)
-    word_lasts = np.append(word_firsts[1:], len(tokens.ids))
-    sizes = word_lasts - word_firsts
-    words = np.add.reduceat(logits[:, :count], word_firsts, axis=0) / sizes[:, None]
+    firsts = np.flatnonzero(tokens.word_starts)
+    sizes = np.diff(np.append(firsts, len(tokens.ids)))
+    words = np.add.reduceat(logits[:, :count], firsts, axis=0) / sizes[:, None]
+    starts = tokens.starts[firsts].astype(np.int64)
+    ends = np.maximum.reduceat(tokens.ends, firsts).astype(np.int64)
+    sections = np.searchsorted(tokens.section_bounds, firsts, side="right") - 1
+    new_section = np.append(True, sections[1:] != sections[:-1])
+    after_space = new_section | np.append(True, starts[1:] > ends[:-1])
     cut = math.log(threshold / (1 - threshold))
-    inside = words >= cut
-    section_of_word = np.searchsorted(tokens.section_bounds, word_firsts, side="right") - 1
-    fresh = np.append(True, section_of_word[1:] != section_of_word[:-1])[:, None]  # nothing continues across sections
+    inside = _best_sequences(words - cut, after_space, switch_cost)
+    fresh = new_section[:, None]  # nothing continues across sections
     if scheme.begin:
-        fresh = fresh | (np.maximum.reduceat(logits[:, count:], word_firsts, axis=0) >= cut)
-    nothing_before = np.vstack([np.ones((1, count), np.bool_), ~inside[:-1]])
-    opens = inside & (nothing_before | fresh)
+        fresh = fresh | (np.maximum.reduceat(logits[:, count:], firsts, axis=0) >= cut)
+    opens = inside & (np.vstack([np.ones((1, count), np.bool_), ~inside[:-1]]) | fresh)
     closes = inside & np.vstack([~inside[1:] | opens[1:], np.ones((1, count), np.bool_)])
     # Of one class the k-th opening word belongs to the k-th closing word.
-    label, first_word = np.nonzero(opens.T)
-    _, last_word = np.nonzero(closes.T)
+    label, first = np.nonzero(opens.T)
+    _, last = np.nonzero(closes.T)
     probabilities = 1 / (1 + np.exp(-words.astype(np.float64)))
     sums = np.cumsum(np.vstack([np.zeros((1, count)), probabilities]), axis=0)
-    score = (sums[last_word + 1, label] - sums[first_word, label]) / (last_word + 1 - first_word)
-    start = tokens.starts[word_firsts[first_word]].astype(np.int64)
-    end = np.maximum.reduceat(tokens.ends, word_firsts)[last_word].astype(np.int64)
-    section = section_of_word[first_word]
+    score = (sums[last + 1, label] - sums[first, label]) / (last + 1 - first)
+    section, start, end = sections[first], starts[first], ends[last]
     order = np.lexsort((label, end, start, section))
     order = order[(start < end)[order]]  # a word of white space alone has no characters to show
     return DecodedSpans(section[order], label[order], start[order], end[order], score[order])
+
+
+def _best_sequences(gains: Floats, begins: npt.NDArray[np.bool_], switch_cost: float) -> npt.NDArray[np.bool_]:
+    """Decides which words are inside: for each chunk and class the sequence with the most gain less the costs.
+
+    Args:
+        gains: What a word adds if it is inside, `(words, labels)` float32.
+        begins: Whether a new chunk begins at a word, `(words,)`; chunks are independent.
+        switch_cost: What a change between inside and outside within a chunk costs.
+
+    Returns:
+        `(words, labels)` bool. All chunks go forward together, one place at a time, then back.
+    """
+    firsts = np.flatnonzero(begins)
+    places = np.arange(len(gains)) - np.repeat(firsts, np.diff(np.append(firsts, len(gains))))
+    by_place = np.argsort(places, kind="stable")
+    at_place = np.split(by_place, np.cumsum(np.bincount(places))[:-1])[1:]
+    on, off = gains.copy(), np.zeros_like(gains)
+    stays_on, stays_off = np.ones(gains.shape, np.bool_), np.ones(gains.shape, np.bool_)
+    for here in at_place:
+        before = here - 1
+        stays_on[here] = on[before] >= off[before] - switch_cost
+        stays_off[here] = off[before] > on[before] - switch_cost
+        on[here] += np.where(stays_on[here], on[before], off[before] - switch_cost)
+        off[here] = np.where(stays_off[here], off[before], on[before] - switch_cost)
+    inside = on >= off  # right for the last word of each chunk, which decides on the ones before it
+    for here in reversed(at_place):
+        inside[here - 1] = np.where(inside[here], stays_on[here], ~stays_off[here])
+    return inside

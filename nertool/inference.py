@@ -58,7 +58,7 @@ def predict_sections(model: NerModel, prepared: Prepared, runner: Runner) -> lis
         The entities of each section, sorted by place, with their scores.
     """
     logits = token_logits(model, prepared, runner)
-    decoded = decode(logits, prepared.tokens, model.scheme, model.threshold)
+    decoded = decode(logits, prepared.tokens, model.scheme, model.threshold, model.switch_cost)
     entities: list[list[Entity]] = [[] for _ in prepared.sections]
     for section, label, start, end, score in zip(
         decoded.section.tolist(),

@@ -34,6 +34,7 @@ class NerModel:
         scheme: What the channels mean.
         windows: The window sizes that it was trained with.
         threshold: The least probability of a word inside an entity.
+        switch_cost: What it costs, in logits, to begin or end an entity where there is no space.
     """
 
     network: "PreTrainedModel"
@@ -41,6 +42,7 @@ class NerModel:
     scheme: LabelScheme
     windows: WindowSettings
     threshold: float
+    switch_cost: float
 
     @property
     def window_tokens(self) -> int:
@@ -102,7 +104,7 @@ def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelSch
             path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     _check_loaded(network, report, settings.name)
-    return NerModel(network, tokenizer, scheme, windows, settings.threshold)
+    return NerModel(network, tokenizer, scheme, windows, settings.threshold, settings.switch_cost)
 
 
 def load_model(folder: Path) -> NerModel:
@@ -137,7 +139,8 @@ def load_model(folder: Path) -> NerModel:
         raise NertoolError(f"{folder}: the weights lack {len(missing)} tensors, such as {missing[0]}", "copy it again")
     network.eval()
     scheme = LabelScheme.from_json(facts["scheme"])
-    return NerModel(network, tokenizer, scheme, WindowSettings(**facts["windows"]), facts["threshold"])
+    windows = WindowSettings(**facts["windows"])
+    return NerModel(network, tokenizer, scheme, windows, facts["threshold"], facts["switch_cost"])
 
 
 def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
@@ -158,6 +161,7 @@ def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
             "torch_version": torch.__version__,
             "scheme": model.scheme.to_json(),
             "threshold": model.threshold,
+            "switch_cost": model.switch_cost,
             "windows": model.windows.model_dump(),
             **facts,
         },

@@ -56,7 +56,7 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         "```",
         "",
         "A word is inside an entity of a class if the mean logit of its tokens reaches the threshold "
-        f"({model.threshold}); windows have at most {model.windows.max_tokens} tokens.",
+        f"({model.threshold}); a border inside a chunk without spaces costs {model.switch_cost} logits. Windows have at most {model.windows.max_tokens} tokens.",
         "",
         "## Settings that are not the defaults",
         "",

@@ -67,7 +67,7 @@ class Representation:
 def represent(sections: Sequence[Section], tokens: Tokens, spans: Spans, scheme: LabelScheme) -> Representation:
     """Encodes and decodes the gold entities of a batch of sections and says what got lost, and why."""
     targets = paint(spans, len(tokens.ids), scheme)
-    decoded = decode(np.where(targets, 1, -1).astype(np.float32), tokens, scheme, 0.5)
+    decoded = decode(np.where(targets, 1, -1).astype(np.float32), tokens, scheme, threshold=0.5, switch_cost=0.0)
     found = set(
         zip(decoded.section.tolist(), decoded.label.tolist(), decoded.start.tolist(), decoded.end.tolist(), strict=True)
     )

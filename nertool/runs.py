@@ -16,7 +16,7 @@ from nertool.batches import training_batch
 from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
 from nertool.console import progress as show_progress
 from nertool.console import say
-from nertool.devices import choose_device, choose_precision
+from nertool.devices import choose_device, choose_precision, keep_freed_memory
 from nertool.documents import Document
 from nertool.errors import Interrupted, NertoolError
 from nertool.files import MANIFEST_NAME, read_json, recover_folder, remove_own, replace_folder, write_json
@@ -153,6 +153,8 @@ def train_run(
     """
     device = choose_device(settings.train.device)
     precision = choose_precision(settings.train.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     network = model.network.to(device)
     optimizer = make_optimizer(network, settings.train)
     scaler = make_scaler(device, precision)
@@ -334,6 +336,6 @@ def _save_best(run: Path, model: NerModel, metrics: dict[str, Any], settings: Se
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     scores = {key: metrics[key] for key in ("micro_f1", "mean_f1", "scheme")}
-    save_model(model, partial, {"eval": scores, "backbone": settings.model.name, **facts})
+    save_model(model, partial, {"scores": scores, "backbone": settings.model.name, **facts})
     (partial / "README.md").write_text(model_card(model, metrics, settings, facts), encoding="utf-8")
     replace_folder(partial, run / "model")

@@ -72,6 +72,10 @@ class ModelSettings(_Part):
     threshold: float = Field(
         0.5, gt=0.0, lt=1.0, description="Probability from which a word counts as part of an entity."
     )
+    switch_cost: float = Field(
+        0.7, ge=0.0,
+        description="Logits that it costs to begin or end an entity between words with no space between them.",
+    )  # fmt: skip
 
 
 class TrainSettings(_Part):

@@ -7,6 +7,7 @@ number of documents is stratified like a class; afterwards, what sits badly is m
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 # Label → entities, and None → documents.
 Counts = dict[str | None, int]
@@ -45,7 +46,7 @@ def stratify(groups: Sequence[Counts], fractions: dict[str, float]) -> tuple[lis
             if index not in balance.side_of:
                 balance.place(index, balance.neediest(rarest))
                 remaining.subtract(groups[index])
-    _fill_empty_sides(balance)
+    _fill_empty_sides(balance, Counter(single.values()))
     _improve(balance)
     return [balance.side_of[index] for index in range(len(groups))], single
 
@@ -98,12 +99,14 @@ class _Balance:
             self.lacking[side][label] -= sign * count
 
 
-def _fill_empty_sides(balance: _Balance) -> None:
+def _fill_empty_sides(balance: _Balance, singles_in: Counter[int]) -> None:
+    def harm(index: int, side: str) -> tuple[int, int, float, int]:
+        return singles_in[index], balance.lost_by_leaving(index), balance.cost(index, side), index
+
     for side, holders in balance.holders.items():
         if holders[None] == 0:
             movable = [index for index, here in balance.side_of.items() if balance.holders[here][None] > 1]
-            best = min(movable, key=lambda index: (balance.lost_by_leaving(index), balance.cost(index, side), index))
-            balance.place(best, side)
+            balance.place(min(movable, key=partial(harm, side=side)), side)
 
 
 def _improve(balance: _Balance) -> None:

@@ -1,5 +1,8 @@
 """Logits → spans."""
 
+import itertools
+import re
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,14 +14,23 @@ from nertool.windows import SectionTokenizer, Tokens
 SCHEME = make_scheme(["disease", "gene"])
 
 
-def spans_of(tokens: Tokens, logits: np.ndarray, scheme=SCHEME, threshold: float = 0.5):  # type: ignore[no-untyped-def]
-    found = decode(logits.astype(np.float32), tokens, scheme, threshold)
+def spans_of(tokens: Tokens, logits: np.ndarray, scheme=SCHEME, threshold: float = 0.5, cost: float = 0.0):  # type: ignore[no-untyped-def]
+    found = decode(logits.astype(np.float32), tokens, scheme, threshold, cost)
     return list(
         zip(found.section.tolist(), found.label.tolist(), found.start.tolist(), found.end.tolist(), strict=True)
     ), found.score
 
 
-def decode_slowly(tokens: Tokens, logits: np.ndarray, threshold: float) -> list[tuple[int, int, int, int]]:
+def best_by_trying_all(gains: list[float], cost: float) -> tuple[bool, ...]:
+    def value(states: tuple[bool, ...]) -> float:
+        changes = sum(a != b for a, b in itertools.pairwise(states))
+        return sum(gain for gain, on in zip(gains, states, strict=True) if on) - cost * changes
+
+    # Of equally good ones the last that is inside, as `decode` breaks ties.
+    return max(itertools.product([False, True], repeat=len(gains)), key=lambda s: (value(s), s[::-1]))
+
+
+def decode_slowly(tokens: Tokens, logits: np.ndarray, threshold: float, cost: float) -> list[tuple[int, int, int, int]]:
     cut = np.log(threshold / (1 - threshold))
     result = []
     for section in range(len(tokens.section_bounds) - 1):
@@ -28,9 +40,19 @@ def decode_slowly(tokens: Tokens, logits: np.ndarray, threshold: float) -> list[
                 words.append([])
             words[-1].append(token)
         for label in range(logits.shape[1]):
+            chunks: list[list[list[int]]] = []
+            for word in words:
+                if not chunks or tokens.starts[word[0]] > max(tokens.ends[chunks[-1][-1]]):
+                    chunks.append([])
+                chunks[-1].append(word)
+            states = [
+                on
+                for chunk in chunks
+                for on in best_by_trying_all([float(logits[word, label].mean()) - cut for word in chunk], cost)
+            ]
             run: list[list[int]] = []
-            for word in [*words, None]:
-                if word is not None and np.float32(logits[word, label].astype(np.float32).mean(dtype=np.float32)) >= cut:
+            for word, on in [*zip(words, states, strict=True), (None, False)]:
+                if on and word is not None:
                     run.append(word)
                     continue
                 if run and tokens.starts[run[0][0]] < max(tokens.ends[run[-1]]):
@@ -40,16 +62,19 @@ def decode_slowly(tokens: Tokens, logits: np.ndarray, threshold: float) -> list[
 
 
 @given(
-    st.lists(st.text(st.sampled_from(list("ab1 -(é ")), max_size=30), min_size=1, max_size=3),
+    st.lists(st.text(st.sampled_from(list("ab1 -(é ")), max_size=20), min_size=1, max_size=3),
     st.integers(0, 2**32 - 1),
     st.sampled_from([0.3, 0.5, 0.8]),
+    st.sampled_from([0.0, 0.7, 3.0]),
 )
 @settings(max_examples=200, deadline=None)
-def test_decoding_equals_a_loop_over_words(tokenizer: SectionTokenizer, texts: list[str], seed: int, threshold: float) -> None:
+def test_decoding_equals_trying_every_sequence(
+    tokenizer: SectionTokenizer, texts: list[str], seed: int, threshold: float, cost: float
+) -> None:
+    texts = [re.sub(r"(\S{8})", r"\1 ", text) for text in texts]  # 2^8 sequences are enough to try
     tokens = tokenizer.tokenize(texts)
-    # Halves, so that means of logits are exact and never sit on the threshold by rounding.
-    logits = np.random.default_rng(seed).integers(-3, 4, (len(tokens.ids), 2)) + 0.25
-    assert spans_of(tokens, logits, threshold=threshold)[0] == decode_slowly(tokens, logits, threshold)
+    logits = np.random.default_rng(seed).normal(0, 2, (len(tokens.ids), 2))
+    assert spans_of(tokens, logits, threshold=threshold, cost=cost)[0] == decode_slowly(tokens, logits, threshold, cost)
 
 
 def test_a_word_is_decided_by_the_mean_of_its_tokens(tokenizer: SectionTokenizer) -> None:
@@ -73,6 +98,15 @@ def test_a_run_never_continues_into_the_next_section(tokenizer: SectionTokenizer
     tokens = tokenizer.tokenize(["lung", "cancer"])
     found, _ = spans_of(tokens, np.tile([9.0, -9], (len(tokens.ids), 1)))
     assert found == [(0, 0, 0, 4), (1, 0, 0, 6)]
+
+
+def test_a_border_where_there_is_no_space_has_to_be_worth_its_cost(tokenizer: SectionTokenizer) -> None:
+    text = "lung-a b"
+    tokens = tokenizer.tokenize([text])
+    gains = {"lung": 2.0, "-": -0.3, "a": 2.0, "b": -0.3}
+    logits = np.array([[gains[text[a:b]], -9] for a, b in zip(tokens.starts, tokens.ends, strict=True)])
+    assert [(start, end) for *_, start, end in spans_of(tokens, logits)[0]] == [(0, 4), (5, 6)]
+    assert [(start, end) for *_, start, end in spans_of(tokens, logits, cost=0.5)[0]] == [(0, 6)]
 
 
 def test_begin_channels_cut_a_run_where_a_word_begins_an_entity(tokenizer: SectionTokenizer) -> None:

@@ -100,6 +100,8 @@ def run_train(
     scheme = make_scheme(labels, begin=settings.model.begin_channels)
     if cache and (unknown := sorted(set(cache.scheme.labels) - set(scheme.labels))):
         raise NertoolError(f"the cache {train_data} has classes that data.labels lacks: {', '.join(unknown)}")
+    seed_everything(settings.train.seed)
+    model = new_model(settings.model, settings.windows, scheme)
     if open_run(output, settings, {"train": train_digest, "eval": eval_scan.digest}, resume=resume, force=force):
         say(f"{output} is finished already")
         summary: dict[str, Any] = read_json(output / RUN_FILE)["summary"]
@@ -123,8 +125,6 @@ def run_train(
         write_rejected(report, output / "rejected.jsonl")
         report_reading(report)
     show_cache(cache.info)
-    seed_everything(settings.train.seed)
-    model = new_model(settings.model, settings.windows, scheme)
     facts = {
         "train": _counts(cache.info["counts"]),
         "eval": {"documents": len(eval_documents), "entities": eval_scan.labels.total()},
