@@ -80,10 +80,10 @@ def commands_page() -> str:
         assert function is not None
         parameters = [_Parameter(parameter) for parameter in inspect.signature(function).parameters.values()]
         usage = [parameter.usage for parameter in parameters if parameter.required or not parameter.option]
-        lines += [f"## `nertool {function.__name__}`", "", *_paragraphs(inspect.getdoc(function) or "")]
+        lines += [f"## `nertool {function.__name__}`", ""]
         lines += ["```text", " ".join(["nertool", function.__name__, *usage, "[OPTIONS]"]), "```", ""]
-        for parameter in parameters:
-            lines += [f"`{parameter.usage.strip('[]')}`", f": {parameter.meaning}", ""]
+        lines += [*_paragraphs(inspect.getdoc(function) or ""), "| argument or option | meaning |", "|---|---|"]
+        lines += [f"| `{parameter.usage.strip('[]')}` | {parameter.meaning} |" for parameter in parameters] + [""]
     return "\n".join(lines)
 
 

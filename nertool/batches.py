@@ -42,7 +42,9 @@ class Batch:
         )
 
 
-def pack_by_length(lengths: npt.NDArray[np.int64], order: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:
+def pack_by_length(
+    lengths: npt.NDArray[np.int64], order: npt.NDArray[np.int64], budget: int
+) -> list[npt.NDArray[np.int64]]:
     """Cuts windows, in the given order, into batches that are at most `budget` tokens large with their padding.
 
     Args:

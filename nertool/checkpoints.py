@@ -48,7 +48,11 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: "torch.amp.GradScaler", progress: Progress
+    folder: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: "torch.amp.GradScaler",
+    progress: Progress,
 ) -> Path:
     """Writes `folder/step-N`, whole or not at all, and then removes the older ones.
 
@@ -61,7 +65,9 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        save_file({name: tensor.contiguous() for name, tensor in _own_tensors(network).items()}, partial / "model.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in _own_tensors(network).items()}, partial / "model.safetensors"
+        )
         tensors, facts = _flatten(optimizer.state_dict())
         save_file(tensors, partial / "optimizer.safetensors")
         save_file(_random_states(), partial / "random.safetensors")
@@ -106,7 +112,9 @@ def load_checkpoint(
         optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), state["optimizer"]))
         randoms = load_file(path / "random.safetensors")
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise NertoolError(f"the checkpoint {path} is damaged: {error}", "remove it, or --force to start afresh") from error
+        raise NertoolError(
+            f"the checkpoint {path} is damaged: {error}", "remove it, or --force to start afresh"
+        ) from error
     scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(randoms["cpu"])
     if torch.cuda.is_available() and "cuda" in randoms:
@@ -129,8 +137,14 @@ def _own_tensors(network: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {f"{index}.{key}": value.contiguous() for index, values in state["state"].items() for key, value in values.items()}
-    groups = [{key: value for key, value in group.items() if not isinstance(value, Tensor)} for group in state["param_groups"]]
+    tensors = {
+        f"{index}.{key}": value.contiguous()
+        for index, values in state["state"].items()
+        for key, value in values.items()
+    }
+    groups = [
+        {key: value for key, value in group.items() if not isinstance(value, Tensor)} for group in state["param_groups"]
+    ]
     return tensors, {"param_groups": groups}
 
 

@@ -8,7 +8,15 @@ from typing import Any, Protocol
 
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 # Where stderr is no terminal, lines are as wide as they need to be, and a progress line comes this often.
@@ -19,7 +27,8 @@ _PLAIN_LINE_EVERY_SECONDS = 10.0
 class Advance(Protocol):
     """Tells how far a task is, and what else is worth showing beside it."""
 
-    def __call__(self, done: int, note: str = "") -> None: ...
+    def __call__(self, done: int, note: str = "") -> None:
+        """Takes how many units are done."""
 
 
 def stderr_console() -> Console:

@@ -34,10 +34,10 @@ class DecodedSpans:
 def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float, switch_cost: float) -> DecodedSpans:
     """Turns logits into spans: for each class, the longest runs of words that are inside.
 
-    A word is decided on by the mean logit of its tokens, for each class on its own, so spans of several classes may nest
-    and cross. Words with no space between them (`TNF-α-induced`, `(ERK)`) are decided on together: each change between
-    inside and outside costs `switch_cost`, and the best sequence wins. With begin channels a run is cut before a word of
-    which a token's begin probability reaches the threshold.
+    A word is decided on by the mean logit of its tokens, for each class on its own, so spans of several classes may
+    nest and cross. Words with no space between them (`TNF-α-induced`, `(ERK)`) are decided on together: each change
+    between inside and outside costs `switch_cost`, and the best sequence wins. With begin channels a run is cut before
+    a word of which a token's begin probability reaches the threshold.
 
     Args:
         logits: `(tokens, channels)` float32.
@@ -47,7 +47,8 @@ def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float
         switch_cost: In logits, at least 0.
 
     Source: KAZU's `TokenizedWordProcessor` lets any subword of a white-space word decide; that loses brackets
-        (`kinase (ERK` became `kinase (`) and trains other tokens than it decodes. The best sequence is Viterbi's (1967).
+        (`kinase (ERK` became `kinase (`) and trains other tokens than it decodes. The best sequence is found as by
+        Viterbi (1967).
     """
     count = len(scheme.labels)
     if not len(tokens.ids):
@@ -62,7 +63,7 @@ def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float
     new_section = np.append(True, sections[1:] != sections[:-1])
     after_space = new_section | np.append(True, starts[1:] > ends[:-1])
     cut = math.log(threshold / (1 - threshold))
-    inside = _best_sequences(words - cut, after_space, switch_cost)
+    inside = _best_sequences((words - cut).astype(np.float32), after_space, switch_cost)
     fresh = new_section[:, None]  # nothing continues across sections
     if scheme.begin:
         fresh = fresh | (np.maximum.reduceat(logits[:, count:], firsts, axis=0) >= cut)

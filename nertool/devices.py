@@ -28,7 +28,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise NertoolError(f"train.device: there is no device {name!r}", "use auto, cpu, cuda, cuda:1 or mps") from error
+        raise NertoolError(
+            f"train.device: there is no device {name!r}", "use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -78,5 +80,5 @@ def keep_freed_memory() -> None:
 
 def _cpu_multiplies_bf16() -> bool:
     """Asks torch; an older one that can't tell means no."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

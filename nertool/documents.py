@@ -30,7 +30,7 @@ _ENTITY_KEYS = {
 # Written anew from the spans, which are the truth: KAZU ignores what stands there, too.
 _DERIVED_KEYS = {"start", "end"}
 # Numbers that orjson rounds (beyond 64 bits) or makes infinite (beyond 1e308) without a word.
-_HUGE_NUMBER = re.compile(rb"[0-9]{20}|[0-9][eE]\+?[0-9]{3}")
+_HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9][eE]\+?[0-9]{3}")
 
 
 class Span(NamedTuple):

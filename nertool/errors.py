@@ -18,7 +18,7 @@ class NertoolError(Exception):
         self.hint = hint
 
 
-class Interrupted(Exception):
+class InterruptedBySignalError(Exception):
     """A signal asked the command to stop, and what can be resumed has been saved.
 
     Args:

@@ -44,9 +44,7 @@ class Prepared:
 def prepare(sections: Sequence[Section], model: NerModel) -> Prepared:
     """Tokenises sections and cuts them into windows."""
     tokens = model.tokenizer.tokenize([section.text for section in sections])
-    return Prepared(
-        tuple(sections), tokens, plan_windows(tokens, model.window_tokens, model.windows.overlap_tokens)
-    )
+    return Prepared(tuple(sections), tokens, plan_windows(tokens, model.window_tokens, model.windows.overlap_tokens))
 
 
 def predict_sections(model: NerModel, prepared: Prepared, runner: Runner) -> list[tuple[Entity, ...]]:

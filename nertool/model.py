@@ -44,6 +44,11 @@ class NerModel:
     threshold: float
     switch_cost: float
 
+    def to(self, device: torch.device) -> "PreTrainedModel":
+        """Moves the network to a device and returns it."""
+        self.network.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in an untyped one
+        return self.network
+
     @property
     def window_tokens(self) -> int:
         """Longest window without special tokens."""
@@ -124,7 +129,7 @@ def load_model(folder: Path) -> NerModel:
     facts = read_json(folder / NERTOOL_FILE)
     if facts.get("format") != FORMAT_VERSION:
         raise NertoolError(
-            f"{folder / NERTOOL_FILE} has format {facts.get('format')!r}; this nertool ({__version__}) knows {FORMAT_VERSION}",
+            f"{folder / NERTOOL_FILE} has format {facts.get('format')!r}, this nertool knows {FORMAT_VERSION}",
             "use the nertool version that wrote it",
         )
     if not any(folder.glob("*.safetensors")):

@@ -22,6 +22,7 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         for label in model.scheme.labels
     ]
     changed = settings.model_dump(mode="json", exclude_defaults=True)
+    changes = [f"- `{part}.{key} = {value!r}`" for part, values in changed.items() for key, value in values.items()]
     lines = [
         "---",
         "library_name: transformers",
@@ -31,14 +32,15 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         "",
         "# Biomedical named entity recognition, multi-label",
         "",
-        f"Fine-tuned from `{settings.model.name}` with nertool {__version__}. For each token it gives one probability per "
-        "class, so mentions may nest, overlap and have several classes.",
+        f"Fine-tuned from `{settings.model.name}` with nertool {__version__}. For each token it gives one probability "
+        "per class, so mentions may nest, overlap and have several classes.",
         "",
         "## Data",
         "",
         f"- Trained on {facts['train']['documents']:,} documents with {facts['train']['entities']:,} entities "
         f"(annotated by: {', '.join(facts['annotators']) or 'unknown'}).",
-        f"- Chosen on {facts['eval']['documents']:,} documents with {facts['eval']['entities']:,} entities, step {facts['step']:,}.",
+        f"- Chosen on {facts['eval']['documents']:,} documents with {facts['eval']['entities']:,} entities, "
+        f"after step {facts['step']:,}.",
         "",
         "## Scores on the eval split",
         "",
@@ -56,11 +58,12 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         "```",
         "",
         "A word is inside an entity of a class if the mean logit of its tokens reaches the threshold "
-        f"({model.threshold}); a border inside a chunk without spaces costs {model.switch_cost} logits. Windows have at most {model.windows.max_tokens} tokens.",
+        f"({model.threshold}); a border where there is no space costs {model.switch_cost} logits. Windows have at most "
+        f"{model.windows.max_tokens} tokens.",
         "",
         "## Settings that are not the defaults",
         "",
-        *([f"- `{part}.{key} = {value!r}`" for part, values in changed.items() for key, value in values.items()] or ["None."]),
+        *(changes or ["None."]),
         "",
     ]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import orjson
 
-from nertool.documents import Document, dump_document
+from nertool.documents import Document, dump_document, parse_document
 from nertool.files import partial_path, publish_folder, read_json, sync_folder, write_atomic, write_json, write_manifest
 from nertool.formats import FORMATS, ReadReport
 from nertool.formats.jsonl import JsonlWriter
@@ -69,8 +69,6 @@ class PredictionOutput:
 
     def finish(self, reading: ReadReport) -> None:
         """Makes the output appear, whole, with the documents that were set aside beside it."""
-        from nertool.documents import parse_document
-
         as_file = is_document_file(self.path)
         name = self.path.name if as_file else "documents"
         writer: JsonlWriter | KazuWriter = (JsonlWriter if as_file else KazuWriter)(self._partial / name)

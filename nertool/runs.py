@@ -1,8 +1,8 @@
-"""A training run: its folder, and the caller of the loop, who logs, evaluates, saves and stops."""
+"""A training run: the caller of the loop, who logs, evaluates, saves and stops."""
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,33 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nertool import __version__
 from nertool.batches import training_batch
 from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from nertool.console import Advance, say
 from nertool.console import progress as show_progress
-from nertool.console import say
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
 from nertool.documents import Document
-from nertool.errors import Interrupted, NertoolError
-from nertool.files import MANIFEST_NAME, read_json, recover_folder, remove_own, replace_folder, write_json
+from nertool.errors import InterruptedBySignalError, NertoolError
+from nertool.files import recover_folder, replace_folder
 from nertool.inference import Prepared, Runner, predict_sections, prepare
 from nertool.losses import binary_cross_entropy, prior_bias
 from nertool.metrics import SectionPair, evaluation_report
 from nertool.model import NerModel, save_model
 from nertool.model_card import model_card
+from nertool.run_folder import finish_run
 from nertool.settings import Settings
 from nertool.stopping import StopRequest, StopRequestedError, stop_request
-from nertool.tracking import METRICS_FILE, Tracker
+from nertool.tracking import Tracker
 from nertool.training import BatchPlan, StepReport, fit, make_optimizer, make_scaler
 from nertool.window_cache import WindowCache
-
-RUN_FILE = "run.json"
-SETTINGS_FILE = "settings.json"
-_OWN_FILES = [RUN_FILE, SETTINGS_FILE, METRICS_FILE, "rejected.jsonl"]
-_OWN_TREES = ["model/", ".model.old/", ".model.partial/", "checkpoints/", "cache/", ".cache.partial/", "tensorboard/"]
-# Settings that may differ between the parts of one run: they change where and how often, not what comes out.
-_FREE_SETTINGS = {("train", "device"), ("train", "checkpoint_every_seconds"), ("train", "tensorboard")}
-_PARTS = ("data", "windows", "model", "train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,77 +45,80 @@ class EvalSplit:
     document_of_section: tuple[int, ...]
 
 
-def prepare_eval(documents: Sequence[Document], model: NerModel) -> EvalSplit:
-    """Tokenises the eval split."""
-    numbered = [(i, section) for i, document in enumerate(documents) for section in document.sections]
-    return EvalSplit(prepare([section for _, section in numbered], model), tuple(i for i, _ in numbered))
-
-
-def evaluate_split(model: NerModel, split: EvalSplit, runner: Runner, settings: Settings) -> dict[str, Any]:
-    """Predicts the eval split and scores it; returns what `evaluate --json` prints, without confidence intervals."""
-    predicted = predict_sections(model, split.prepared, runner)
-    pairs = [
-        SectionPair(document, section.entities, found)
-        for document, section, found in zip(split.document_of_section, split.prepared.sections, predicted, strict=True)
-    ]
-    return evaluation_report(pairs, model.scheme.labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
-
-
-def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: bool, force: bool) -> bool:
-    """Makes the run's folder, or makes sure that what is in it may go on.
+@dataclass
+class Session:
+    """What the caller of the loop holds on to between steps.
 
     Args:
-        run: The folder.
-        settings: The resolved settings; saved there.
-        data: What was read: name → digest.
-        resume: Go on with an interrupted run.
-        force: Remove an older run.
-
-    Returns:
-        Whether a finished run of the same settings and data is there, so that nothing is left to do.
-
-    Raises:
-        NertoolError: If another run, or something that isn't nertool's, is there.
+        run: The run's folder.
+        settings: All settings.
+        model: The model in training.
+        split: The eval split.
+        runner: How to predict it.
+        tracker: Where to write what was measured.
+        progress: Where training is.
+        evaluation_steps: The steps after which the eval split is scored.
+        facts: What the model card should tell about the data.
+        checkpoint: Writes the state to disk.
     """
-    fingerprint = {"settings": _settings_that_matter(settings), "data": data}
-    if run.is_dir() and any(run.iterdir()):
-        if force:
-            remove_own(run)
-        elif not (run / RUN_FILE).is_file():
-            raise NertoolError(f"{run} is not empty and not a training run", "choose another --output")
-        else:
-            return _check_run(run, read_json(run / RUN_FILE), fingerprint, resume=resume)
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / MANIFEST_NAME, {"command": "train", "files": [*_OWN_FILES, *_OWN_TREES]})
-    write_json(run / SETTINGS_FILE, settings.model_dump(mode="json"))
-    write_json(run / RUN_FILE, {"nertool_version": __version__, "finished": False, **fingerprint})
-    return False
 
+    run: Path
+    settings: Settings
+    model: NerModel
+    split: EvalSplit
+    runner: Runner
+    tracker: Tracker
+    progress: Progress
+    evaluation_steps: frozenset[int]
+    facts: dict[str, Any]
+    checkpoint: Callable[[], object]
 
-def _check_run(run: Path, known: dict[str, Any], fingerprint: dict[str, Any], *, resume: bool) -> bool:
-    if not resume:
-        state = "a finished" if known["finished"] else "an unfinished"
-        go_on = "" if known["finished"] else "--resume to go on with it, "
-        raise NertoolError(f"{run} holds {state} run", f"{go_on}--force to start afresh, or another --output")
-    different = [
-        f"{part}.{key} was {known['settings'][part].get(key)!r}, now {value!r}"
-        for part, values in fingerprint["settings"].items()
-        for key, value in values.items()
-        if known["settings"][part].get(key) != value
-    ]
-    different += [f"the {name} documents have changed" for name, value in fingerprint["data"].items() if known["data"].get(name) != value]
-    if different:
-        raise NertoolError(
-            f"can't resume {run}: {'; '.join(different)}", "use the old settings and data, --force, or another --output"
-        )
-    return bool(known["finished"])
+    def __post_init__(self) -> None:
+        self._saved = time.monotonic()
 
+    def save(self) -> None:
+        """Saves a checkpoint, with the time that was spent until now."""
+        now = time.monotonic()
+        self.progress.train_seconds += now - self._saved
+        self._saved = now
+        self.progress.metrics_lines = self.tracker.lines
+        self.checkpoint()
 
-def _settings_that_matter(settings: Settings) -> dict[str, dict[str, Any]]:
-    values = settings.model_dump(mode="json", include=set(_PARTS))
-    return {
-        part: {key: value for key, value in values[part].items() if (part, key) not in _FREE_SETTINGS} for part in _PARTS
-    }
+    def save_if_due(self) -> None:
+        """Saves a checkpoint if a crash would cost more time than the settings allow."""
+        if time.monotonic() - self._saved >= self.settings.train.checkpoint_every_seconds:
+            self.save()
+
+    def evaluate_if_due(self) -> bool:
+        """Scores the eval split where it is time to, and keeps the model if it is the best; returns whether to stop."""
+        progress = self.progress
+        if progress.step in self.evaluation_steps and progress.evaluated_step != progress.step:
+            metrics = evaluate_split(self.model, self.split, self.runner, self.settings)
+            name = self.settings.train.metric
+            value = metric_value(metrics, name)
+            progress.evaluated_step = progress.step
+            if better := value > progress.best_value:
+                progress.best_value, progress.best_step = value, progress.step
+                progress.evaluations_without_gain = 0
+                self._keep_model(metrics)
+            else:
+                progress.evaluations_without_gain += 1
+            flat = {key: number for key, number in metrics.items() if isinstance(number, int | float | None)}
+            self.tracker.write(progress.step, "eval", flat)
+            self.save()
+            best = "best so far" if better else f"best {progress.best_value:.4f} at step {progress.best_step:,}"
+            say(f"step {progress.step:,}: {name} {value:.4f} ({best})")
+        return progress.evaluations_without_gain >= self.settings.train.patience
+
+    def _keep_model(self, metrics: dict[str, Any]) -> None:
+        partial = self.run / ".model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        facts = {**self.facts, "step": self.progress.step}
+        scores = {key: metrics[key] for key in ("micro_f1", "mean_f1", "scheme")}
+        save_model(self.model, partial, {"scores": scores, "backbone": self.settings.model.name, **facts})
+        (partial / "README.md").write_text(model_card(self.model, metrics, self.settings, facts), encoding="utf-8")
+        replace_folder(partial, self.run / "model")
 
 
 def train_run(
@@ -148,14 +143,14 @@ def train_run(
         The summary that `train --json` prints.
 
     Raises:
-        Interrupted: After saving a checkpoint, if a signal came in.
+        InterruptedBySignalError: After saving a checkpoint, if a signal came in.
         NertoolError: If the eval split lacks the metric, or the loss is not a number any more.
     """
     device = choose_device(settings.train.device)
     precision = choose_precision(settings.train.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    network = model.network.to(device)
+    network = model.to(device)
     optimizer = make_optimizer(network, settings.train)
     scaler = make_scaler(device, precision)
     plan = BatchPlan(cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens, settings.train)
@@ -164,146 +159,107 @@ def train_run(
     columns = channel_columns(cache, model)
     checkpoints = run / "checkpoints"
     recover_folder(run / "model")
-    if checkpoint := latest_checkpoint(checkpoints):
-        progress = load_checkpoint(checkpoint, network, optimizer, scaler)
+    if found := latest_checkpoint(checkpoints):
+        progress = load_checkpoint(found, network, optimizer, scaler)
         say(f"resuming at step {progress.step:,} of {plan.total_steps:,}")
     else:
         progress = Progress()
         set_prior_bias(model, cache, columns)
-    tracker = Tracker(run, lines=progress.metrics_lines, step=progress.step, tensorboard=settings.train.tensorboard)
-    split = prepare_eval(eval_documents, model)
-    evaluation_steps = plan.evaluation_steps()
-    precision_name = str(precision).removeprefix("torch.")
+    summary: dict[str, Any] = {"model": str(run / "model"), "device": str(device), "precision": str(precision).removeprefix("torch.")}
     say(
-        f"training {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters on {device} in {precision_name}: "
-        f"{len(cache.windows):,} windows, {plan.total_steps:,} steps"
+        f"training {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters on {summary['device']} in "
+        f"{summary['precision']}: {len(cache.windows):,} windows, {plan.total_steps:,} steps"
     )
-
+    tracker = Tracker(run, lines=progress.metrics_lines, step=progress.step, tensorboard=settings.train.tensorboard)
     with stop_request() as stop, show_progress("training", plan.total_steps, "steps") as advance:
-        runner = Runner(device, precision, settings.predict.tokens_per_batch, stop.check)
-        clock = _Clock(progress)
-
-        def save() -> None:
-            progress.metrics_lines = tracker.lines
-            clock.stamp()
-            save_checkpoint(checkpoints, network, optimizer, scaler, progress)
-
-        def evaluate() -> None:
-            metrics = evaluate_split(model, split, runner, settings)
-            value = _metric(metrics, settings.train.metric)
-            better = value > progress.best_value
-            progress.evaluated_step = progress.step
-            progress.evaluations_without_gain = 0 if better else progress.evaluations_without_gain + 1
-            if better:
-                progress.best_value, progress.best_step = value, progress.step
-                _save_best(run, model, metrics, settings, {**facts, "step": progress.step})
-            flat = {key: number for key, number in metrics.items() if isinstance(number, int | float | None)}
-            tracker.write(progress.step, "eval", flat)
-            save()
-            say(
-                f"step {progress.step:,}: {settings.train.metric} {value:.4f}"
-                + (" (best so far)" if better else f" (best {progress.best_value:.4f} at step {progress.best_step:,})")
-            )
-
-        def evaluate_if_due() -> bool:
-            """Returns whether training has to stop early."""
-            if progress.step in evaluation_steps and progress.evaluated_step != progress.step:
-                evaluate()
-            return progress.evaluations_without_gain >= settings.train.patience
-
+        session = Session(
+            run,
+            settings,
+            model,
+            prepare_eval(eval_documents, model),
+            Runner(device, precision, settings.predict.tokens_per_batch, stop.check),
+            tracker,
+            progress,
+            plan.evaluation_steps(),
+            facts,
+            lambda: save_checkpoint(checkpoints, network, optimizer, scaler, progress),
+        )
+        steps = fit(
+            network,
+            optimizer,
+            scaler,
+            plan,
+            lambda indices: training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels),
+            binary_cross_entropy,
+            settings.train,
+            progress,
+            device,
+            precision,
+        )
         try:
-            stopped_early = evaluate_if_due() or _loop(
-                fit(
-                    network,
-                    optimizer,
-                    scaler,
-                    plan,
-                    lambda indices: training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels),
-                    binary_cross_entropy,
-                    settings.train,
-                    progress,
-                    device,
-                    precision,
-                ),
-                tracker,
-                clock,
-                advance,
-                stop,
-                evaluate_if_due,
-                save,
-                settings.train.checkpoint_every_seconds,
-            )
+            stopped_early = session.evaluate_if_due() or _follow(steps, session, advance, stop)
         except StopRequestedError as error:
-            save()
-            assert stop.signal_number is not None
-            raise Interrupted(
-                stop.signal_number, f"saved at step {progress.step:,}; the same command with --resume goes on from there"
-            ) from error
+            session.save()
+            saved = f"saved at step {progress.step:,}; the same command with --resume goes on from there"
+            raise InterruptedBySignalError(error.signal_number, saved) from error
         finally:
             tracker.close()
-    summary = {
-        "model": str(run / "model"),
+    summary |= {
         "steps": progress.step,
         "stopped_early": stopped_early and progress.step < plan.total_steps,
         "best_step": progress.best_step,
         settings.train.metric: progress.best_value,
         "train_seconds": round(progress.train_seconds, 1),
-        "device": str(device),
-        "precision": precision_name,
     }
-    write_json(run / RUN_FILE, {**read_json(run / RUN_FILE), "finished": True, "summary": summary})
+    finish_run(run, summary)
     return summary
 
 
-def _loop(
-    steps: Any,
-    tracker: Tracker,
-    clock: "_Clock",
-    advance: Callable[..., None],
-    stop: StopRequest,
-    evaluate_if_due: Callable[[], bool],
-    save: Callable[[], None],
-    save_every_seconds: float,
-) -> bool:
-    """Runs the steps; returns whether it stopped early."""
-    tokens, since, loss_note = 0, time.monotonic(), ""
-    report: StepReport
+def _follow(steps: Iterable[StepReport], session: Session, advance: Advance, stop: StopRequest) -> bool:
+    """Takes the steps of the loop; returns whether it stopped early."""
+    tokens, since, note = 0, time.monotonic(), ""
     for report in steps:
         tokens += report.tokens
         if report.loss is not None:
             rate = tokens / max(1e-9, time.monotonic() - since)
             tokens, since = 0, time.monotonic()
-            loss_note = f"loss {report.loss:.4f}, {rate:,.0f} tokens/s"
-            tracker.write(
-                report.step,
-                "train",
-                {"loss": report.loss, "learning_rate": report.learning_rate, "tokens_per_second": round(rate, 1)},
-            )
-        advance(report.step, loss_note)
+            note = f"loss {report.loss:.4f}, {rate:,.0f} tokens/s"
+            values = {"loss": report.loss, "learning_rate": report.learning_rate, "tokens_per_second": round(rate, 1)}
+            session.tracker.write(report.step, "train", values)
+        advance(report.step, note)
         stop.check()
-        if evaluate_if_due():
+        if session.evaluate_if_due():
             return True
-        if clock.seconds_since_save() >= save_every_seconds:
-            save()
+        session.save_if_due()
     return False
 
 
-class _Clock:
-    """Keeps the time that training took, over all resumptions, and since the last save."""
+def prepare_eval(documents: Sequence[Document], model: NerModel) -> EvalSplit:
+    """Tokenises the eval split."""
+    numbered = [(i, section) for i, document in enumerate(documents) for section in document.sections]
+    return EvalSplit(prepare([section for _, section in numbered], model), tuple(i for i, _ in numbered))
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._before = progress.train_seconds
-        self._start = self._saved = time.monotonic()
 
-    def seconds_since_save(self) -> float:
-        """Returns the seconds of work that a crash would cost now."""
-        return time.monotonic() - self._saved
+def evaluate_split(model: NerModel, split: EvalSplit, runner: Runner, settings: Settings) -> dict[str, Any]:
+    """Predicts the eval split and scores it; returns what `evaluate --json` prints, without confidence intervals."""
+    predicted = predict_sections(model, split.prepared, runner)
+    pairs = [
+        SectionPair(document, section.entities, found)
+        for document, section, found in zip(split.document_of_section, split.prepared.sections, predicted, strict=True)
+    ]
+    return evaluation_report(pairs, model.scheme.labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
 
-    def stamp(self) -> None:
-        """Notes that the state is saved now."""
-        self._saved = time.monotonic()
-        self._progress.train_seconds = self._before + self._saved - self._start
+
+def metric_value(metrics: dict[str, Any], name: str) -> float:
+    """Returns the number that picks the best model; null (0/0) counts as 0.
+
+    Raises:
+        NertoolError: If there is no such number.
+    """
+    if name not in metrics or not isinstance(metrics[name], int | float | None):
+        numbers = sorted(key for key, value in metrics.items() if isinstance(value, int | float))
+        raise NertoolError(f"train.metric: there is no metric {name!r}", f"known: {', '.join(numbers)}")
+    return float(metrics[name] or 0.0)
 
 
 def channel_columns(cache: WindowCache, model: NerModel) -> npt.NDArray[np.int64]:
@@ -319,23 +275,7 @@ def set_prior_bias(model: NerModel, cache: WindowCache, columns: npt.NDArray[np.
     for start in range(0, len(cache.tokens), 1_000_000):
         bits = np.unpackbits(cache.targets[start : start + 1_000_000], axis=1, count=cache.scheme.channels)
         positives[torch.from_numpy(columns)] += torch.from_numpy(bits.sum(axis=0, dtype=np.int64))
-    head = model.network.classifier
+    head = model.network.get_submodule("classifier")
+    assert isinstance(head, torch.nn.Linear)
     with torch.no_grad():
         head.bias.copy_(prior_bias(positives, len(cache.tokens)))
-
-
-def _metric(metrics: dict[str, Any], name: str) -> float:
-    if name not in metrics or isinstance(metrics[name], str | dict | list):
-        numbers = sorted(key for key, value in metrics.items() if isinstance(value, int | float))
-        raise NertoolError(f"train.metric: there is no metric {name!r}", f"known: {', '.join(numbers)}")
-    return 0.0 if metrics[name] is None else float(metrics[name])
-
-
-def _save_best(run: Path, model: NerModel, metrics: dict[str, Any], settings: Settings, facts: dict[str, Any]) -> None:
-    partial = run / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    scores = {key: metrics[key] for key in ("micro_f1", "mean_f1", "scheme")}
-    save_model(model, partial, {"scores": scores, "backbone": settings.model.name, **facts})
-    (partial / "README.md").write_text(model_card(model, metrics, settings, facts), encoding="utf-8")
-    replace_folder(partial, run / "model")

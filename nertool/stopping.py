@@ -9,6 +9,10 @@ from types import FrameType
 class StopRequestedError(Exception):
     """Raised by `StopRequest.check` where a signal has come in."""
 
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
 
 class StopRequest:
     """Whether, and by which signal, the process was asked to stop."""
@@ -18,7 +22,7 @@ class StopRequest:
     def check(self) -> None:
         """Raises `StopRequestedError` if a signal has come in."""
         if self.signal_number is not None:
-            raise StopRequestedError
+            raise StopRequestedError(self.signal_number)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Entities → what the model has to output for each token, and what of them can't be output at all."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +52,9 @@ def locate(sections: Sequence[Section], tokens: Tokens, scheme: LabelScheme) -> 
     rows = [
         (number, index[entity.label], span.start + shift, span.end + shift, part == 0)
         for number, (entity, shift) in enumerate(
-            (entity, shift) for section, shift in zip(sections, shifts.tolist(), strict=True) for entity in section.entities
+            (entity, shift)
+            for section, shift in zip(sections, shifts.tolist(), strict=True)
+            for entity in section.entities
         )
         if entity.label in index
         for part, span in enumerate(entity.spans)

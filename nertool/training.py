@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ from nertool.checkpoints import Progress
 from nertool.devices import autocast
 from nertool.errors import NertoolError
 from nertool.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LossFunction = Callable[[Tensor, Batch], Tensor]
 
@@ -48,7 +52,9 @@ class BatchPlan:
     def __init__(self, lengths: npt.NDArray[np.int64], settings: TrainSettings) -> None:
         self._lengths = lengths
         self._settings = settings
-        self.steps_of_epoch = [math.ceil(len(self.batches(epoch)) / settings.accumulate_batches) for epoch in range(settings.epochs)]
+        self.steps_of_epoch = [
+            math.ceil(len(self.batches(epoch)) / settings.accumulate_batches) for epoch in range(settings.epochs)
+        ]
         self.total_steps = sum(self.steps_of_epoch)
 
     def batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
@@ -89,7 +95,7 @@ def customary_learning_rate(hidden_size: int) -> float:
     return 6e-4 * (384 / hidden_size) ** 3
 
 
-def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(network: "PreTrainedModel", settings: TrainSettings) -> torch.optim.AdamW:
     """Returns AdamW with four groups: backbone and output layer, with and without weight decay.
 
     Biases and the weights of norms have no decay.
@@ -139,7 +145,7 @@ def fit(
         scaler: For fp16.
         plan: Which windows make up which step.
         load_batch: Reads windows.
-        loss_function: Gives the loss summed over the tokens that count; divided here, once, by their number in the step.
+        loss_function: Gives the loss summed over the tokens that count; divided here, once, by their number.
         settings: The schedule and the gradient norm.
         progress: Where to begin; moved on in place.
         device: Where.

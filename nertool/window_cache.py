@@ -111,16 +111,19 @@ def fingerprint(
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Says in words in what two fingerprints differ."""
     found = []
-    for key in new:
-        if old.get(key) == new[key]:
+    for key, value in new.items():
+        if old.get(key) == value:
             continue
         if key in ("documents", "tokenizer"):
             found.append(f"the {key} {'have' if key == 'documents' else 'has'} changed")
         elif key == "labels":
-            lost, added = sorted(set(old["labels"]) - set(new["labels"])), sorted(set(new["labels"]) - set(old["labels"]))
+            lost, added = (
+                sorted(set(old["labels"]) - set(new["labels"])),
+                sorted(set(new["labels"]) - set(old["labels"])),
+            )
             found.append(f"labels: it has {', '.join(lost) or 'none'} more, and lacks {', '.join(added) or 'none'}")
         else:
-            found.append(f"{key} is {old.get(key)!r} there, not {new[key]!r}")
+            found.append(f"{key} is {old.get(key)!r} there, not {value!r}")
     return found
 
 
@@ -230,7 +233,9 @@ def open_cache(path: Path) -> WindowCache:
     }
     for name, size in expected.items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise NertoolError(f"the cache {path} is damaged: {name} should have {size} bytes", "build it anew with --force")
+            raise NertoolError(
+                f"the cache {path} is damaged: {name} should have {size} bytes", "build it anew with --force"
+            )
     return WindowCache(
         path,
         info,
@@ -300,7 +305,12 @@ def _add_chunk(line: dict[str, Any], total: Representation, counts: Counter[str]
     part = line["representation"]
     total.add(
         Representation(
-            part["entities"], part["kept"], part["invented"], Counter(part["losses"]), part["touching"], part["examples"]
+            part["entities"],
+            part["kept"],
+            part["invented"],
+            Counter(part["losses"]),
+            part["touching"],
+            part["examples"],
         )
     )
 

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +98,7 @@ class SectionTokenizer:
         return len(self.prefix) + len(self.suffix)
 
     @classmethod
-    def wrap(cls, tokenizer: "PreTrainedTokenizerFast", name: str) -> "SectionTokenizer":
+    def wrap(cls, tokenizer: Any, name: str) -> "SectionTokenizer":
         """Wraps a tokenizer.
 
         Raises:
@@ -163,7 +163,10 @@ def _trim(text: str, offsets: Ints) -> tuple[Ints, Ints]:
 def _word_starts(text: str, starts: Ints, ends: Ints) -> Bools:
     """Says at which tokens a word starts; pieces of one character and white space never start one."""
     result = np.fromiter(
-        (start == 0 or not (_in_word(text[start - 1]) and _in_word(text[start : start + 1])) for start in starts.tolist()),
+        (
+            start == 0 or not (_in_word(text[start - 1]) and _in_word(text[start : start + 1]))
+            for start in starts.tolist()
+        ),
         np.bool_,
         len(starts),
     )
@@ -192,7 +195,8 @@ def plan_windows(tokens: Tokens, max_tokens: int, overlap_tokens: int) -> Window
     """
     if overlap_tokens >= max_tokens:
         raise NertoolError(
-            f"windows.overlap_tokens ({overlap_tokens}) must be smaller than the window without special tokens ({max_tokens})"
+            f"windows.overlap_tokens is {overlap_tokens}, but a window holds {max_tokens} tokens of text",
+            "choose a smaller overlap or longer windows",
         )
     rows: list[tuple[int, int, int, int]] = []
     for first, last in zip(tokens.section_bounds[:-1].tolist(), tokens.section_bounds[1:].tolist(), strict=True):

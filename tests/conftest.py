@@ -87,7 +87,11 @@ def write_documents(folder: Path, documents: list[Document]) -> Path:
 
 def make_corpus(count: int, *, first: int = 0) -> list[Document]:
     """Returns small documents that a tiny model can learn by heart: genes, diseases, drugs and organs."""
-    genes, diseases, drugs = ["BRCA1", "EGFR", "ERK", "BRCA2"], ["lung cancer", "liver cancer", "hepatitis"], ["aspirin"]
+    genes, diseases, drugs = (
+        ["BRCA1", "EGFR", "ERK", "BRCA2"],
+        ["lung cancer", "liver cancer", "hepatitis"],
+        ["aspirin"],
+    )
     documents = []
     for number in range(first, first + count):
         gene, disease, drug = genes[number % 4], diseases[number % 3], drugs[0]
@@ -109,4 +113,6 @@ def make_corpus(count: int, *, first: int = 0) -> list[Document]:
 @pytest.fixture
 def corpus(tmp_path: Path) -> tuple[Path, Path]:
     """Training and eval documents on disk."""
-    return write_documents(tmp_path / "train", make_corpus(24)), write_documents(tmp_path / "eval", make_corpus(6, first=24))
+    return write_documents(tmp_path / "train", make_corpus(24)), write_documents(
+        tmp_path / "eval", make_corpus(6, first=24)
+    )

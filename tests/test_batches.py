@@ -16,7 +16,9 @@ LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=200).map(lambda valu
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(0, 5), st.integers(0, 3))
-def test_an_epoch_has_every_window_once_and_keeps_the_budget(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> None:
+def test_an_epoch_has_every_window_once_and_keeps_the_budget(
+    lengths: np.ndarray, budget: int, seed: int, epoch: int
+) -> None:
     batches = epoch_batches(lengths, budget, seed, epoch)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= budget for batch in batches)
@@ -59,7 +61,9 @@ def test_only_owned_tokens_count_and_each_counts_once(tmp_path: Path, tokenizer:
     np.testing.assert_array_equal(counted.numpy(), bits.sum(axis=0))
 
 
-def test_a_class_that_only_eval_has_gets_a_channel_that_is_never_on(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+def test_a_class_that_only_eval_has_gets_a_channel_that_is_never_on(
+    tmp_path: Path, tokenizer: SectionTokenizer
+) -> None:
     cache = build(tmp_path / "cache", make_corpus(2), tokenizer)
     columns = np.array([1, 2, 3, 4])  # the model's channel 0 is unknown to the cache
     wide = training_batch(cache, np.arange(3), tokenizer, columns, 5)

@@ -61,3 +61,14 @@ def test_set_values_in_the_pages_are_valid() -> None:
         ):
             assert quote is not None
             load_settings(assignments=[value], environment={})
+
+
+def test_tests_that_the_pages_name_exist() -> None:
+    here = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)\(", path.read_text("utf-8"))
+    }
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+            assert name in here, f"{page}: {name}"

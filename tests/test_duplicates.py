@@ -74,7 +74,11 @@ def test_groups_do_not_depend_on_the_order():
     texts = []
     for seed in range(30):
         words = words_of(seed)
-        texts += [" ".join(words), text_with_similarity(words, 0.8, seed)[0], text_with_similarity(words, 0.78, -seed)[0]]
+        texts += [
+            " ".join(words),
+            text_with_similarity(words, 0.8, seed)[0],
+            text_with_similarity(words, 0.78, -seed)[0],
+        ]
     signatures = [minhash_signature([text]) for text in texts]
     order = list(range(len(texts)))
     random.Random(0).shuffle(order)

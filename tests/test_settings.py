@@ -154,7 +154,7 @@ def problems_or_first_line(file: str) -> list[str]:
 
 def test_a_configuration_file_that_is_not_utf_8_is_an_error_that_names_it():
     Path("latin.toml").write_bytes(b'[model]\nname = "\xe4"')
-    with pytest.raises(NertoolError, match="latin.toml is not valid TOML"):
+    with pytest.raises(NertoolError, match=r"latin\.toml is not valid TOML"):
         load_settings(Path("latin.toml"), environment={})
 
 

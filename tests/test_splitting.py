@@ -292,7 +292,9 @@ def test_too_few_documents_are_an_error_that_counts_duplicates_once(copies):
     words = make_words(0, 40)
     documents = [make_document("a", words), make_document("b", make_words(1, 40))]
     documents += [make_document(f"copy{number}", words) for number in range(copies)]
-    with pytest.raises(NertoolError, match=f"^{2 + copies} documents, 2 if duplicates count once, are too few") as error:
+    with pytest.raises(
+        NertoolError, match=f"^{2 + copies} documents, 2 if duplicates count once, are too few"
+    ) as error:
         split(documents)
     assert error.value.hint
     assert set(split(documents, (0.5, 0.5, 0.0)).assignment.values()) == {"train", "eval"}

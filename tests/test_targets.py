@@ -22,7 +22,11 @@ def annotated_sections(draw: st.DrawFn) -> list[Section]:
         text = draw(st.text(st.sampled_from(list("ab1 -( .β😀")), max_size=40))
         entities = []
         for _ in range(draw(st.integers(0, 4))):
-            cuts = sorted(draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=4, unique=True))) if len(text) > 4 else []
+            cuts = (
+                sorted(draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=4, unique=True)))
+                if len(text) > 4
+                else []
+            )
             spans = tuple(Span(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False))
             if spans:
                 label = draw(st.sampled_from(["disease", "gene", "unknown"]))
@@ -62,7 +66,9 @@ def test_targets_equal_a_loop_over_tokens_and_entities(
 
 @given(annotated_sections(), st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_every_entity_is_kept_or_lost_for_a_reason(tokenizer: SectionTokenizer, sections: list[Section], begin: bool) -> None:
+def test_every_entity_is_kept_or_lost_for_a_reason(
+    tokenizer: SectionTokenizer, sections: list[Section], begin: bool
+) -> None:
     scheme = WITH_BEGIN if begin else SCHEME
     tokens = tokenizer.tokenize([section.text for section in sections])
     result = represent(sections, tokens, locate(sections, tokens, scheme), scheme)

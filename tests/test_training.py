@@ -95,7 +95,9 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, backbone: Path) -> Non
         save_checkpoint(folder, first.model.network, first.optimizer, first.scaler, first.progress)
         second = Fitting(tmp_path, backbone)
         torch.manual_seed(999)  # the state of the generator must come from the checkpoint
-        second.progress = load_checkpoint(latest_checkpoint(folder), second.model.network, second.optimizer, second.scaler)
+        second.progress = load_checkpoint(
+            latest_checkpoint(folder), second.model.network, second.optimizer, second.scaler
+        )
         assert second.progress.step == stop_after
         list(second.steps())
         assert same(whole.weights(), second.weights())
@@ -128,7 +130,9 @@ def test_evaluating_between_steps_leaves_the_model_in_training_mode_and_the_resu
 
 def test_accumulated_batches_step_like_one_large_batch(tmp_path: Path, backbone: Path) -> None:
     """The loss is divided by the tokens of the whole step, so unequal batches weigh right."""
-    run = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": 100_000}), dropout=0.0)
+    run = Fitting(
+        tmp_path, backbone, SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": 100_000}), dropout=0.0
+    )
     list(run.steps())
     assert run.progress.step == 1
     split = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": 200}), dropout=0.0)
@@ -177,7 +181,9 @@ def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path: Path, backbone:
         list(run.steps(lambda logits, batch: binary_cross_entropy(logits, batch) * float("nan")))
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Fitting(tmp_path, backbone)
     steps = run.steps()
     next(steps)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import nertool.window_cache as window_cache
+from nertool import window_cache
 from nertool.documents import Document, Section
 from nertool.errors import NertoolError
 from nertool.labels import LabelScheme, make_scheme
@@ -82,13 +82,17 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     assert not (tmp_path / "cut").exists()
     chunks = []
     real_encode = window_cache._encode_chunk
-    monkeypatch.setattr(window_cache, "_encode_chunk", lambda chunk, *rest: chunks.append(chunk) or real_encode(chunk, *rest))
+    monkeypatch.setattr(
+        window_cache, "_encode_chunk", lambda chunk, *rest: chunks.append(chunk) or real_encode(chunk, *rest)
+    )
     build(tmp_path / "cut", documents, tokenizer)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert len(chunks) == 3 - (kill_at - 1) // 4  # finished chunks are not tokenised again
 
 
-def test_a_torn_journal_line_is_dropped(tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_journal_line_is_dropped(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     documents = make_corpus(8)
     monkeypatch.setattr(window_cache, "_DOCUMENTS_PER_CHUNK", 4)
     build(tmp_path / "whole", documents, tokenizer)
@@ -97,7 +101,11 @@ def test_a_torn_journal_line_is_dropped(tmp_path: Path, tokenizer: SectionTokeni
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(window_cache, "write_json", lambda path, value: killed() if path.name == "cache.json" else _write(path, value))
+        patch.setattr(
+            window_cache,
+            "write_json",
+            lambda path, value: killed() if path.name == "cache.json" else _write(path, value),
+        )
         build(tmp_path / "cut", documents, tokenizer)
     journal = tmp_path / ".cut.partial" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-7])
@@ -113,7 +121,10 @@ _write = window_cache.write_json
     [
         ({"windows": WindowSettings(max_tokens=10, overlap_tokens=4)}, "max_tokens is 12 there, not 10"),
         ({"scheme": make_scheme(["gene", "protein"])}, "labels: it has disease, drug, organ more, and lacks protein"),
-        ({"scheme": make_scheme(["disease", "drug", "gene", "organ"], begin=True)}, "begin_channels is False there, not True"),
+        (
+            {"scheme": make_scheme(["disease", "drug", "gene", "organ"], begin=True)},
+            "begin_channels is False there, not True",
+        ),
     ],
 )
 def test_a_cache_of_other_settings_is_refused_and_the_difference_named(

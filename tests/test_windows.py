@@ -1,5 +1,7 @@
 """Tokens and windows."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +29,9 @@ def make_tokens(lengths: list[int], word_length: int = 1) -> Tokens:
 
 @given(TEXTS)
 @settings(max_examples=150, deadline=None)
-def test_tokens_lie_in_order_inside_their_text_and_never_hold_white_space(tokenizer: SectionTokenizer, texts: list[str]) -> None:
+def test_tokens_lie_in_order_inside_their_text_and_never_hold_white_space(
+    tokenizer: SectionTokenizer, texts: list[str]
+) -> None:
     tokens = tokenizer.tokenize(texts)
     assert tokens.section_bounds[-1] == len(tokens.ids) == len(tokens.starts) == len(tokens.ends)
     for i, text in enumerate(texts):
@@ -45,7 +49,7 @@ def test_a_word_is_a_run_of_letters_and_digits_or_one_other_character(tokenizer:
     tokens = tokenizer.tokenize([text])
     firsts = tokens.starts[tokens.word_starts].tolist()
     bounds = [*firsts, len(text)]
-    words = [text[a:b].strip() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    words = [text[a:b].strip() for a, b in itertools.pairwise(bounds)]
     assert words == ["kinase", "(", "ERK1", ")", "Na", "+", "/", "K", "+", "IL", "-", "2", "e\u0301t"]
 
 
@@ -71,7 +75,9 @@ def test_every_token_is_owned_by_exactly_one_window_of_its_section(
             plan_windows(tokens, size, overlap)
         return
     windows = plan_windows(tokens, size, overlap)
-    owned = np.concatenate([np.arange(a, b) for a, b in zip(windows.owned_starts, windows.owned_ends, strict=True)] or [[]])
+    owned = np.concatenate(
+        [np.arange(a, b) for a, b in zip(windows.owned_starts, windows.owned_ends, strict=True)] or [[]]
+    )
     assert owned.tolist() == list(range(sum(lengths)))
     assert (windows.lengths <= size).all() and (windows.lengths > 0).all()
     assert ((windows.starts <= windows.owned_starts) & (windows.owned_ends <= windows.ends)).all()

@@ -65,9 +65,7 @@ def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False)
     tokenizer = load_tokenizer(settings.model.name)
     report = ReadReport()
     with progress("reading", None, "documents") as advance:
-        scanned = scan(
-            read_documents(source, report, skip_invalid=settings.data.skip_invalid), lambda done: advance(done)
-        )
+        scanned = scan(read_documents(source, report, skip_invalid=settings.data.skip_invalid), advance)
     scheme = make_scheme(settings.data.labels or scanned.labels, begin=settings.model.begin_channels)
     with progress("tokenising", scanned.documents, "documents") as advance:
         built = build_cache(
@@ -78,7 +76,7 @@ def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False)
             scanned=scanned,
             scheme=scheme,
             force=force,
-            on_documents=lambda done: advance(done),
+            on_documents=advance,
         )
     write_rejected(report, output / "rejected.jsonl")
     report_reading(report)

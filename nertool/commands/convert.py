@@ -8,7 +8,7 @@ import typer
 from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
-    from nertool.formats import ReadReport
+    pass
 
 
 @command
@@ -34,9 +34,7 @@ def convert(
     from nertool.console import print_json, say
 
     settings = settings_from(config, assignments, {"data.skip_invalid": skip_invalid})
-    result = run_convert(
-        source, output, from_format, to_format, force=force, skip_invalid=settings.data.skip_invalid
-    )
+    result = run_convert(source, output, from_format, to_format, force=force, skip_invalid=settings.data.skip_invalid)
     if json:
         print_json(result)
     else:
@@ -63,7 +61,8 @@ def run_convert(
     from nertool.formats.reading import report_reading, write_rejected
 
     to_format = to_format or next(
-        (name for name, known in FORMATS.items() if output.name.lower().endswith(known.endings) and name != "kazu"), "kazu"
+        (name for name, known in FORMATS.items() if output.name.lower().endswith(known.endings) and name != "kazu"),
+        "kazu",
     )
     for name in (from_format, to_format):
         if name is not None and name not in FORMATS:

@@ -14,7 +14,9 @@ def evaluate(
     documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Documents with gold entities, or a cache.")],
     scheme: Annotated[
         str | None,
-        typer.Option("--scheme", help="strict, overlap, or kazu (KAZU's own scorer, omissions included).", show_default=False),
+        typer.Option(
+            "--scheme", help="strict, overlap, or kazu (KAZU's own scorer, omissions included).", show_default=False
+        ),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write the documents with predicted entities to this folder.")
@@ -65,26 +67,22 @@ def run_evaluate(
     from nertool.devices import choose_device, choose_precision
     from nertool.documents import Document
     from nertool.files import new_folder, prepare_output
-    from nertool.formats import FORMATS, ReadReport, read_documents
+    from nertool.formats import FORMATS, ReadReport
     from nertool.formats.reading import report_reading
     from nertool.inference import Runner, predict_documents
     from nertool.metrics import SectionPair, evaluation_report
     from nertool.model import load_model
     from nertool.representation import Representation, represent
+    from nertool.sources import Source
     from nertool.targets import locate
-    from nertool.window_cache import is_cache, open_cache
 
     if predictions is not None:
         prepare_output(predictions, force=force)
     device = choose_device(settings.train.device)
     model = load_model(model_folder)
-    model.network.to(device)
+    model.to(device)
     reading = ReadReport()
-    gold_documents: list[Document] = list(
-        open_cache(source).documents()
-        if is_cache(source)
-        else read_documents(source, reading, skip_invalid=settings.data.skip_invalid)
-    )
+    gold_documents = list(Source(source, settings, reading).read())
     runner = Runner(device, choose_precision(settings.train.precision, device), settings.predict.tokens_per_batch)
     predicted_documents: list[Document] = []
     with progress("predicting", len(gold_documents), "documents") as advance:
@@ -93,7 +91,9 @@ def run_evaluate(
             advance(len(predicted_documents))
     pairs = [
         SectionPair(number, gold.entities, predicted.entities)
-        for number, (gold_document, predicted_document) in enumerate(zip(gold_documents, predicted_documents, strict=True))
+        for number, (gold_document, predicted_document) in enumerate(
+            zip(gold_documents, predicted_documents, strict=True)
+        )
         for gold, predicted in zip(gold_document.sections, predicted_document.sections, strict=True)
     ]
     report = evaluation_report(
@@ -149,7 +149,7 @@ def show_report(report: dict[str, Any]) -> None:
     show(table)
     for name, interval in report["confidence_intervals"].items():
         if interval:
-            say(f"{name}: {report[name]:.3f}, 95 % interval {interval['low']:.3f} to {interval['high']:.3f} (over documents)")
+            say(f"{name}: {report[name]:.3f}, 95 % interval {interval['low']:.3f}–{interval['high']:.3f}")
     others = [
         f"{name}: micro F1 {number(scores['micro_f1'])}, mean F1 {number(scores['mean_f1'])}"
         for name, scores in report["schemes"].items()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from nertool.errors import Interrupted, NertoolError
+from nertool.errors import InterruptedBySignalError, NertoolError
 
 Parameters = ParamSpec("Parameters")
 
@@ -18,7 +18,8 @@ Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML); nertool.toml in this folder is found by itself.")
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Any setting; may be given several times.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Any setting; may be given several times."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an older output of nertool's.")]
@@ -59,7 +60,7 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 "free some space and run the same command again; nothing half-written was left" if full else None,
             )
             raise typer.Exit(2) from error
-        except Interrupted as error:
+        except InterruptedBySignalError as error:
             _print_error(f"interrupted: {error.saved}", None)
             raise typer.Exit(128 + error.signal_number) from error
         except KeyboardInterrupt as error:
@@ -70,7 +71,7 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(signal.SIGTERM, "run the same command again")
+    raise InterruptedBySignalError(signal.SIGTERM, "run the same command again")
 
 
 def _print_error(message: str, hint: str | None) -> None:

@@ -37,7 +37,9 @@ def predict(
         say(f"{result['documents']:,} documents with {result['entities']:,} predicted entities written to {output}")
 
 
-def run_predict(model_folder: Path, source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:
+def run_predict(
+    model_folder: Path, source: Path, output: Path, settings: Any, *, force: bool = False
+) -> dict[str, Any]:
     """Predicts documents, chunk by chunk; each finished chunk is saved.
 
     Args:
@@ -68,7 +70,7 @@ def run_predict(model_folder: Path, source: Path, output: Path, settings: Any, *
     device = choose_device(settings.train.device)
     precision = choose_precision(settings.train.precision, device)
     model = load_model(model_folder)
-    model.network.to(device)
+    model.to(device)
     runner = Runner(device, precision, settings.predict.tokens_per_batch)
     reading = ReadReport()
     documents = read_documents(source, reading, skip_invalid=settings.data.skip_invalid, texts=True)

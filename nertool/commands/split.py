@@ -113,7 +113,8 @@ def _show(report: dict[str, Any]) -> None:
         table.add_column(side, justify="right")
     for label, row in report["classes"].items():
         table.add_row(
-            label, *(f"{row['counts'][side]:,} ({100 * row['shares'][side]:.1f} %)" for side in ("train", "eval", "test"))
+            label,
+            *(f"{row['counts'][side]:,} ({100 * row['shares'][side]:.1f} %)" for side in ("train", "eval", "test")),
         )
     counts = report["counts"]["documents"]
     table.add_section()
@@ -121,7 +122,9 @@ def _show(report: dict[str, Any]) -> None:
     show(table)
     if groups := report["duplicate_groups"]:
         kinds = [group["kind"] for group in groups]
-        say(f"kept together: {kinds.count('exact')} groups of equal and {kinds.count('near')} of nearly equal documents")
+        say(
+            f"kept together: {kinds.count('exact')} groups of equal and {kinds.count('near')} of nearly equal documents"
+        )
     for label, side in report["classes_in_a_single_document"].items():
         say(f"note: the class {label!r} is in one document only, which went to {side}")
     for side, unseen in report["unseen_mentions"].items():

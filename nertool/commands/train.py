@@ -1,5 +1,6 @@
 """`nertool train`: documents or a cache into a model."""
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +37,9 @@ def train(
     else:
         early = "stopped early" if summary["stopped_early"] else "finished"
         metric = settings.train.metric
-        say(f"{early} after {summary['steps']:,} steps; best {metric} {summary[metric]:.4f} at step {summary['best_step']:,}")
+        say(
+            f"{early} after {summary['steps']:,} steps; {metric} {summary[metric]:.4f} at step {summary['best_step']:,}"
+        )
         say(f"model: {summary['model']}")
 
 
@@ -58,80 +61,69 @@ def run_train(
 
     Raises:
         NertoolError: If inputs are invalid or don't fit.
-        Interrupted: After saving, if a signal came in.
+        InterruptedBySignalError: After saving, if a signal came in.
     """
     from nertool.commands.cache import show_cache
     from nertool.console import progress, say
     from nertool.devices import choose_device, seed_everything
-    from nertool.errors import NertoolError
-    from nertool.files import prepare_output, read_json
-    from nertool.formats import ReadReport, read_documents
+    from nertool.files import prepare_output
+    from nertool.formats import ReadReport
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
     from nertool.model import load_tokenizer, new_model
-    from nertool.runs import RUN_FILE, open_run, train_run
-    from nertool.window_cache import build_cache, check_cache, is_cache, open_cache, scan
+    from nertool.run_folder import open_run, summary_of
+    from nertool.runs import train_run
+    from nertool.sources import Source
+    from nertool.window_cache import build_cache, scan
 
-    choose_device(settings.train.device)
+    choose_device(settings.train.device)  # before the long work, not after it
     if not output.exists():
         prepare_output(output, force=force)
-    tokenizer = load_tokenizer(settings.model.name)
-    report = ReadReport()
-
-    def read_training() -> Any:
-        return read_documents(train_data, report, skip_invalid=settings.data.skip_invalid)
-
-    eval_report = ReadReport()
-    if is_cache(eval_data):
-        eval_documents = list(open_cache(eval_data).documents())
-    else:
-        eval_documents = list(read_documents(eval_data, eval_report, skip_invalid=settings.data.skip_invalid))
+    reading = ReadReport()
+    train_source = Source(train_data, settings, reading)
+    eval_documents = list(Source(eval_data, settings, reading).read())
     eval_scan = scan(eval_documents)
-    cache = open_cache(train_data) if is_cache(train_data) else None
-    if cache:
-        check_cache(cache, tokenizer, settings.windows, begin=settings.model.begin_channels)
-        train_digest = cache.info["fingerprint"]["documents"]
-        train_labels = set(cache.scheme.labels)
-    else:
-        with progress("reading", None, "documents") as advance:
-            scanned = scan(read_training(), lambda done: advance(done))
-        train_digest, train_labels = scanned.digest, set(scanned.labels)
-    labels = settings.data.labels or train_labels | set(eval_scan.labels)
-    scheme = make_scheme(labels, begin=settings.model.begin_channels)
-    if cache and (unknown := sorted(set(cache.scheme.labels) - set(scheme.labels))):
-        raise NertoolError(f"the cache {train_data} has classes that data.labels lacks: {', '.join(unknown)}")
+    with progress("reading", None, "documents") as advance:
+        train_scan = train_source.scan(advance)
+    scheme = make_scheme(
+        settings.data.labels or train_scan.labels | eval_scan.labels, begin=settings.model.begin_channels
+    )
+    tokenizer = load_tokenizer(settings.model.name)
+    cache = train_source.open_cache(tokenizer, scheme)
     seed_everything(settings.train.seed)
     model = new_model(settings.model, settings.windows, scheme)
-    if open_run(output, settings, {"train": train_digest, "eval": eval_scan.digest}, resume=resume, force=force):
+    digests = {"train": train_scan.digest, "eval": eval_scan.digest}
+    if open_run(output, settings, digests, resume=resume, force=force):
         say(f"{output} is finished already")
-        summary: dict[str, Any] = read_json(output / RUN_FILE)["summary"]
-        return summary
-    for label in sorted(set(scheme.labels) - train_labels):
-        say(f"note: the class {label!r} is in the eval split only, so the model can't learn it")
-    for label in sorted(set(scheme.labels) - set(eval_scan.labels)):
-        say(f"note: the class {label!r} is not in the eval split, so nothing is known of how well it is learned")
+        return summary_of(output)
+    write_rejected(reading, output / "rejected.jsonl")
+    report_reading(reading)
+    _report_labels(scheme.labels, train_scan.labels, eval_scan.labels)
     if cache is None:
-        with progress("tokenising", scanned.documents, "documents") as advance:
+        with progress("tokenising", train_scan.documents, "documents") as advance:
             cache = build_cache(
                 output / "cache",
-                lambda: read_documents(train_data, ReadReport(), skip_invalid=settings.data.skip_invalid),
+                train_source.read_again,
                 tokenizer,
                 settings.windows,
-                scanned=scanned,
+                scanned=train_scan,
                 scheme=scheme,
-                on_documents=lambda done: advance(done),
+                on_documents=advance,
             )
-        report.rejected += eval_report.rejected
-        write_rejected(report, output / "rejected.jsonl")
-        report_reading(report)
     show_cache(cache.info)
     facts = {
-        "train": _counts(cache.info["counts"]),
-        "eval": {"documents": len(eval_documents), "entities": eval_scan.labels.total()},
+        "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
+        "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
         "annotators": sorted({e.namespace for d in eval_documents for s in d.sections for e in s.entities}),
     }
     return train_run(output, model, cache, eval_documents, settings, facts)
 
 
-def _counts(counts: dict[str, Any]) -> dict[str, int]:
-    return {"documents": counts["documents"], "entities": sum(counts["labels"].values())}
+def _report_labels(labels: Iterable[str], train: Collection[str], evaluated: Collection[str]) -> None:
+    from nertool.console import say
+
+    for label in labels:
+        if label not in train:
+            say(f"note: the class {label!r} is not in the training documents, so the model can't learn it")
+        if label not in evaluated:
+            say(f"note: the class {label!r} is not in the eval split, so nothing is known of how well it is learned")

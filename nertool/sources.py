@@ -1,0 +1,64 @@
+"""Where a command's documents come from: files of documents, or a cache that was made of them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nertool.documents import Document
+from nertool.errors import NertoolError
+from nertool.formats import ReadReport, read_documents
+from nertool.labels import LabelScheme
+from nertool.settings import Settings
+from nertool.window_cache import Scan, WindowCache, check_cache, is_cache, open_cache, scan
+from nertool.windows import SectionTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A path that was given as `DOCS`.
+
+    Args:
+        path: Documents, or a cache.
+        settings: Say what to do with invalid documents.
+        report: Filled when the documents are read for the first time.
+    """
+
+    path: Path
+    settings: Settings
+    report: ReadReport
+
+    def read(self) -> Iterator[Document]:
+        """Reads the documents, and fills the report."""
+        if is_cache(self.path):
+            return open_cache(self.path).documents()
+        return read_documents(self.path, self.report, skip_invalid=self.settings.data.skip_invalid)
+
+    def read_again(self) -> Iterator[Document]:
+        """Reads the documents once more; what there is to report was reported the first time."""
+        return Source(self.path, self.settings, ReadReport()).read()
+
+    def scan(self, on_documents: Callable[[int], None]) -> Scan:
+        """Returns what a first pass over the documents tells; a cache knows it already."""
+        if not is_cache(self.path):
+            return scan(self.read(), on_documents)
+        cache = open_cache(self.path)
+        counts = cache.info["counts"]
+        labels = Counter({label: n for label, n in counts["labels"].items() if label in cache.scheme.labels})
+        return Scan(counts["documents"], labels, cache.info["fingerprint"]["documents"])
+
+    def open_cache(self, tokenizer: SectionTokenizer, scheme: LabelScheme) -> WindowCache | None:
+        """Opens the cache, if it is one, after making sure that it fits the model.
+
+        Raises:
+            NertoolError: If it doesn't fit.
+        """
+        if not is_cache(self.path):
+            return None
+        cache = open_cache(self.path)
+        check_cache(cache, tokenizer, self.settings.windows, begin=scheme.begin)
+        if unknown := sorted(set(cache.scheme.labels) - set(scheme.labels)):
+            raise NertoolError(
+                f"the cache {self.path} has classes that data.labels lacks: {', '.join(unknown)}", "build it anew"
+            )
+        return cache
