@@ -15,6 +15,8 @@ from nertool.errors import NertoolError
 
 MANIFEST_NAME = ".nertool.json"
 _MAX_NAME_BYTES = 120
+# What was set aside can be written after the manifest.
+_OWN_IN_EVERY_FOLDER = (MANIFEST_NAME, "rejected.jsonl")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -157,7 +159,7 @@ def _check_own(folder: Path) -> None:
     if not manifest.is_file():
         raise NertoolError(f"{folder} was not made by nertool, so --force won't delete it", "choose another output")
     content = read_json(manifest)
-    own = {*(content["files"] if isinstance(content, dict) and "files" in content else ()), MANIFEST_NAME}
+    own = {*(content["files"] if isinstance(content, dict) and "files" in content else ()), *_OWN_IN_EVERY_FOLDER}
     foreign = sorted(
         relative
         for path in folder.rglob("*")

@@ -125,7 +125,10 @@ def evaluation_report(
     labels = frozenset(labels)
     scores = {name: score(pairs, labels, name) for name in SCHEMES}
     schemes = {name: scores[name].to_json() for name in SCHEMES}
-    in_use = zip(scores["strict"].classes, scores["strict"].counts.sum(axis=(0, 2)).tolist(), strict=True)
+    strict = scores["strict"]
+    found, wrong, missed = strict.counts.sum(axis=(0, 1)).tolist()
+    in_use = zip(strict.classes, strict.counts.sum(axis=(0, 2)).tolist(), strict=True)
+    gold, predicted = sum(len(pair.gold) for pair in pairs), sum(len(pair.predicted) for pair in pairs)
     return {
         **schemes[scheme],
         "schemes": schemes,
@@ -134,10 +137,12 @@ def evaluation_report(
         "confidence_intervals": confidence_intervals(scores[scheme], bootstrap_samples, bootstrap_seed),
         "classes_without_gold_or_predictions": [label for label, used in in_use if not used],
         "counts": {
-            "documents": len({pair.document for pair in pairs}),
+            "documents": len(strict.counts),
             "sections": len(pairs),
-            "gold_entities": sum(len(pair.gold) for pair in pairs),
-            "predicted_entities": sum(len(pair.predicted) for pair in pairs),
+            "gold_entities": gold,
+            "predicted_entities": predicted,
+            "gold_duplicates": gold - found - missed,
+            "predicted_duplicates": predicted - found - wrong,
         },
     }
 
@@ -148,7 +153,7 @@ def confidence_intervals(scores: Scores, samples: int, seed: int) -> dict[str, d
     Whole documents are drawn, with replacement, as many as there are: entities of one document are not independent, so
     drawing entities would make the intervals too narrow. Samples where the number is 0/0 are left out. `None` stands
     for an interval that can't be: no samples, fewer than two documents, or 0/0 in every sample.
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
     """
     documents, classes, _ = scores.counts.shape
     if documents < 2:
@@ -309,7 +314,7 @@ def _add_pairs(gold_of: dict[int, int], golds: Sequence[Spans], predictions: Seq
     ends = np.array([end for _, end, _ in parts])
     owners = np.array([number for _, _, number in parts])
     predicted_of = {gold: prediction for prediction, gold in gold_of.items()}
-    unseen, used, free = -1, -2, -1
+    none = -1  # as a gold number: unmatched; as steps: not reached yet, or taken in this round
     steps = np.zeros_like(ends)
 
     def take(gold: int, wanted: int, then: int) -> int | None:
@@ -326,18 +331,18 @@ def _add_pairs(gold_of: dict[int, int], golds: Sequence[Spans], predictions: Seq
         return None
 
     while True:
-        steps[:] = unseen
+        steps[:] = none
         unmatched = level = [gold for gold in range(len(golds)) if gold not in predicted_of]
         step = 0
-        while level and free not in level:
-            level = [gold_of.get(p, free) for gold in level for p in iter(partial(take, gold, unseen, step), None)]
+        while level and none not in level:
+            level = [gold_of.get(p, none) for gold in level for p in iter(partial(take, gold, none, step), None)]
             step += 1
         if not level:
             return gold_of
         for gold in unmatched:
             path = [gold]
             while path:
-                prediction = take(path[-1], len(path) - 1, used)
+                prediction = take(path[-1], len(path) - 1, none)
                 if prediction is None:
                     path.pop()
                 elif prediction in gold_of:

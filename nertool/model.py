@@ -1,5 +1,6 @@
 """Backbones and models: finding, loading, checking and saving them."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,6 +147,15 @@ def load_model(folder: Path) -> NerModel:
     scheme = LabelScheme.from_json(facts["scheme"])
     windows = WindowSettings(**facts["windows"])
     return NerModel(network, tokenizer, scheme, windows, facts["threshold"], facts["switch_cost"])
+
+
+def model_digest(folder: Path) -> str:
+    """Returns a SHA-256 of what decides on a model's predictions: its weights, tokenizer and nertool.json."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "tokenizer.json", folder / NERTOOL_FILE]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:

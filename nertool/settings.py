@@ -65,7 +65,7 @@ class ModelSettings(_Part):
     begin_channels: bool = Field(
         False, description="Learn where entities begin, too, so that touching entities of one class stay apart."
     )
-    dropout: Fraction = Field(0.0, description="Dropout of the hidden layers and the output layer.")
+    dropout: Fraction = Field(0.1, description="Dropout of the hidden layers and the output layer.")
     attention_dropout: Fraction = Field(
         0.0, description="Dropout of the attention weights; above 0 the fused attention kernels can't be used."
     )
@@ -73,7 +73,7 @@ class ModelSettings(_Part):
         0.5, gt=0.0, lt=1.0, description="Probability from which a word counts as part of an entity."
     )
     switch_cost: float = Field(
-        0.7, ge=0.0,
+        1.0, ge=0.0,
         description="Logits that it costs to begin or end an entity between words with no space between them.",
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ class ModelSettings(_Part):
 class TrainSettings(_Part):
     """The training loop."""
 
-    epochs: int = Field(10, ge=1, description="Passes over the training windows.")
+    epochs: int = Field(8, ge=1, description="Passes over the training windows.")
     learning_rate: Annotated[float, Field(gt=0.0)] | None = Field(
         None,
         description="Peak learning rate of the backbone. Unset: by its hidden size, 6e-4 for 384 units, 7.5e-5 for "

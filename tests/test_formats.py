@@ -179,7 +179,7 @@ def test_if_all_documents_are_invalid_skip_invalid_gives_none_and_counts_them(tm
     assert len(report.rejected) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(kinds=st.lists(st.sampled_from("good bad same blank json".split()), min_size=1, max_size=12))  # noqa: SIM905
 def test_nothing_is_dropped_silently(kinds, tmp_path_factory):
     lines = {"bad": make_invalid(), "same": dump_document(make_document("same")), "blank": b" \t", "json": b"{}"}
@@ -509,7 +509,7 @@ def test_biored_is_read_whole_and_survives_every_format(tmp_path, name, document
         pytest.skip(f"{BIORED / name} is not there")
     original, report = read(BIORED / name)
     assert (report.documents, report.entities, report.rejected) == (documents, entities, [])
-    assert list(report.notes) == [RELATIONS]
+    assert not report.notes
     expected = {document.id: document_to_json(document) for document in original}
     for to_format, path in (("pubtator", "a.pubtator"), ("jsonl", "a.jsonl.zst"), ("kazu", "folder")):
         with FORMATS[to_format].writer(tmp_path / path) as writer:

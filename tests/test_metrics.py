@@ -45,7 +45,7 @@ def entities(max_size=12, end=24):
 
 
 def section_pairs(max_size=4):
-    return st.lists(st.builds(SectionPair, st.integers(0, 2), entities(), entities()), max_size=max_size)
+    return st.lists(st.builds(SectionPair, st.sampled_from([0, 8, 16]), entities(), entities()), max_size=max_size)
 
 
 def random_pairs(seed, documents=8, labels=LABELS):
@@ -206,11 +206,13 @@ def test_overlap_makes_as_many_pairs_as_networkx_in_crowded_sections(several):
     rng = random.Random(several)
 
     def crowd():
-        sizes = [rng.randint(2, 3) if rng.random() < several else 1 for _ in range(90)]
+        sizes = [rng.randint(2, 3) if rng.random() < several else 1 for _ in range(50)]
         starts = [[rng.randrange(200) for _ in range(size)] for size in sizes]
-        return [entity("Gene", *sorted({(s, s + rng.randint(1, 40)) for s in some})) for some in starts]
+        return [
+            entity("Gene", *sorted({(s, s + rng.choice([1, 1, 2, 3, 5, 20, 60])) for s in some})) for some in starts
+        ]
 
-    for _ in range(12):
+    for _ in range(8):
         gold, predicted = crowd(), [e for e in crowd() if rng.random() < 0.8]
         found, golds, predictions = maximum_pairs(gold, predicted)["Gene"]
         assert counts(gold, predicted, "overlap")["Gene"] == (found, predictions - found, golds - found)
@@ -220,6 +222,12 @@ def test_overlap_gives_up_an_exact_pair_for_two_others():
     gold = [entity("Gene", (0, 10)), entity("Gene", (0, 2))]
     predicted = [entity("Gene", (0, 10)), entity("Gene", (8, 10))]
     assert counts(gold, predicted, "overlap")["Gene"] == (2, 0, 0)
+
+
+def test_overlap_of_a_part_that_touches_behind_a_longer_one():
+    gold = [entity("Gene", (5, 7), (30, 32)), entity("Gene", (8, 9))]
+    predicted = [entity("Gene", (0, 10)), entity("Gene", (2, 5))]
+    assert counts(gold, predicted, "overlap")["Gene"] == (1, 1, 1)
 
 
 @pytest.mark.parametrize("discontinuous", [False, True])
@@ -298,7 +306,7 @@ def kazu_by_product(pairs, labels):
     return result
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pairs=section_pairs(), labels=st.sets(st.sampled_from([*LABELS, "Species"])))
 def test_kazu_counts_as_its_product_loop_does(pairs, labels):
     expected = kazu_by_product(pairs, labels)
@@ -336,7 +344,12 @@ def test_kazu_micro_is_made_of_its_own_counts():
 def test_report_by_hand():
     gold = [entity("Gene", (0, 4), match="TP53"), entity("Gene", (6, 9), match="MYC"), entity("Disease", (20, 25))]
     predicted = [gold[0], entity("Gene", (30, 33), match="the"), entity("Chemical", (20, 25), match="water")]
-    again = [entity("Gene", (0, 3), match="the"), entity("Gene", (5, 7), match="a"), entity("Gene", (8, 9), match="b")]
+    again = [
+        entity("Gene", (0, 3), match="the"),
+        entity("Gene", (0, 3), match="the"),
+        entity("Gene", (5, 7), match="a"),
+        entity("Gene", (8, 9), match="b"),
+    ]
     pairs = [SectionPair(0, gold, predicted), SectionPair(4, [], again)]
     report = evaluation_report(pairs, [*LABELS, "Species"])
     assert (report["Gene_precision"], report["Gene_recall"], report["Gene_f1"]) == (1 / 5, 1 / 2, 2 / 7)
@@ -351,7 +364,14 @@ def test_report_by_hand():
         {"Chemical": {"water": 1}, "Gene": {"the": 2, "a": 1, "b": 1}}
     )
     assert report["false_negatives"] == {"Disease": {"20-25": 1}, "Gene": {"MYC": 1}}
-    assert report["counts"] == {"documents": 2, "sections": 2, "gold_entities": 3, "predicted_entities": 6}
+    assert report["counts"] == {
+        "documents": 2,
+        "sections": 2,
+        "gold_entities": 3,
+        "predicted_entities": 7,
+        "gold_duplicates": 0,
+        "predicted_duplicates": 1,
+    }
 
 
 def test_report_has_the_flat_numbers_of_each_scheme():

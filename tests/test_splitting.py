@@ -85,7 +85,7 @@ def independent(documents: list[Document]) -> int:
     return len({document.sections[0].text[:60] for document in documents})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(recipe=recipes, seed=st.integers(0, 100), data=st.data())
 def test_every_document_is_on_one_side_whatever_the_order_and_the_ids(recipe, seed, data):
     documents = make_corpus(recipe)
@@ -104,7 +104,7 @@ def test_every_document_is_on_one_side_whatever_the_order_and_the_ids(recipe, se
     assert renamed.assignment == {f"zz{name}"[::-1]: side for name, side in plan.assignment.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(recipe=recipes, fractions=st.sampled_from([USUAL, (0.9, 0.1, 0.0), (0.5, 0.0, 0.5), (1.0, 0.0, 0.0)]))
 def test_copies_stay_together_and_classes_of_one_document_go_to_train(recipe, fractions):
     documents = make_corpus(recipe)

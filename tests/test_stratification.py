@@ -16,7 +16,7 @@ groups_of_documents = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(groups=groups_of_documents)
 def test_every_group_gets_a_side_and_no_side_stays_empty(groups):
     sides, single = stratify(groups, USUAL)
@@ -49,7 +49,7 @@ def test_a_class_of_one_group_goes_to_train_even_if_that_makes_train_too_big():
     assert set(sides[8:]) == {"eval", "test"}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(groups=groups_of_documents)
 def test_moving_what_sits_badly_never_takes_a_class_away_from_train(groups):
     """Train holds most of each class when groups are placed, and improving the shares must not undo that."""

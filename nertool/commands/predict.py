@@ -1,11 +1,16 @@
 """`nertool predict`: entities in new texts."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nertool.commands.options import Config, Device, Force, Json, Set, SkipInvalid, command, settings_from
+
+if TYPE_CHECKING:
+    from nertool.documents import Document
+    from nertool.formats import ReadReport
 
 
 @command
@@ -63,8 +68,9 @@ def run_predict(
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import report_reading
     from nertool.inference import Runner, predict_documents
-    from nertool.model import load_model
+    from nertool.model import load_model, model_digest
     from nertool.prediction_output import PredictionOutput, is_document_file
+    from nertool.window_cache import scan
 
     prepare_output(output, force=force, as_file=is_document_file(output))
     device = choose_device(settings.train.device)
@@ -73,17 +79,21 @@ def run_predict(
     model.to(device)
     runner = Runner(device, precision, settings.predict.tokens_per_batch)
     reading = ReadReport()
-    documents = read_documents(source, reading, skip_invalid=settings.data.skip_invalid, texts=True)
+
+    def read(report: "ReadReport") -> "Iterator[Document]":
+        return read_documents(source, report, skip_invalid=settings.data.skip_invalid, texts=True)
+
+    with progress("reading", None, "documents") as advance:
+        scanned = scan(read(reading), advance)  # what is wrong with them shows before the long work, not after it
     job = {
-        "model": str(model_folder.resolve()),
-        "source": str(source.resolve()),
+        "model": model_digest(model_folder),
+        "documents": scanned.digest,
         "predict": settings.predict.model_dump(),
         "device": device.type,
         "precision": str(precision),
     }
-    with PredictionOutput(output, job) as writer, progress("predicting", None, "documents") as advance:
-        for _ in islice(documents, writer.documents):
-            pass
+    with PredictionOutput(output, job) as writer, progress("predicting", scanned.documents, "documents") as advance:
+        documents = islice(read(ReadReport()), writer.documents, None)
         for chunk in predict_documents(model, documents, runner, settings.predict.documents_per_chunk):
             writer.write(chunk)
             advance(writer.documents)

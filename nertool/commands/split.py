@@ -97,10 +97,13 @@ def _parse_fractions(text: str | None) -> tuple[float, ...] | None:
 
     if text is None:
         return None
+    parts = text.split(",")
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise NertoolError(f"--fractions {text}: write three numbers, such as 0.8,0.1,0.1") from error
+        if len(parts) == 3:
+            return tuple(float(part) for part in parts)
+    except ValueError:
+        pass
+    raise NertoolError(f"--fractions {text}: write three numbers, the shares of train, eval and test", "0.8,0.1,0.1")
 
 
 def _show(report: dict[str, Any]) -> None:

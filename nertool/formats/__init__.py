@@ -4,7 +4,7 @@ A format reads a file into `Record`s and writes `Document`s through a `Writer`. 
 reader and a writer, and name them in `FORMATS`.
 """
 
-from nertool.formats.base import Format, ReadReport, Record, Rejected, Writer
-from nertool.formats.reading import FORMATS, SIDE_FILES, read_documents
+from nertool.formats.base import SIDE_FILES, Format, ReadReport, Record, Rejected, Writer
+from nertool.formats.reading import FORMATS, read_documents
 
 __all__ = ["FORMATS", "SIDE_FILES", "Format", "ReadReport", "Record", "Rejected", "Writer", "read_documents"]

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from nertool.documents import Document, Problem
 
+# Files that nertool writes beside documents; they hold none.
+SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl"}
+
 
 class Record(NamedTuple):
     """One document as it came from a file, or what is wrong with it.

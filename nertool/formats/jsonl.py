@@ -42,7 +42,8 @@ class JsonlWriter:
             # No time stamp or name inside: the same documents give the same bytes.
             self._file = cast(IO[bytes], self._stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0)))
         elif name.endswith(".zst"):
-            self._file = self._stack.enter_context(zstandard.open(file, "wb"))
+            compressor = zstandard.ZstdCompressor(write_checksum=True)
+            self._file = self._stack.enter_context(zstandard.open(file, "wb", cctx=compressor))
         return self
 
     def __exit__(self, *exception: object) -> None:

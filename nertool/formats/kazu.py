@@ -10,7 +10,7 @@ import orjson
 
 from nertool.documents import Document, InvalidDocumentError, document_to_json, parse_document
 from nertool.files import safe_file_name
-from nertool.formats.base import Record
+from nertool.formats.base import SIDE_FILES, Record
 
 
 def parse_record(place: str, data: bytes) -> Record:
@@ -49,9 +49,12 @@ class KazuWriter:
         )
 
     def file_name(self, identifier: str) -> str:
-        """Returns a file name for an id; ids that differ only by case get names that differ by more."""
+        """Returns a file name for an id; ids that differ only by case get names that differ by more.
+
+        No document gets the name of a side file, which reading would pass over.
+        """
         name = safe_file_name(identifier)
-        if name.casefold() in self._names:
+        if name.casefold() in self._names or f"{name.casefold()}.json" in SIDE_FILES:
             name = f"{name}%{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
         self._names.add(name.casefold())
         return f"{name}.json"

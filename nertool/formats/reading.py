@@ -9,7 +9,7 @@ from nertool.console import say
 from nertool.documents import Document, Problem, dump_document
 from nertool.errors import NertoolError
 from nertool.files import write_atomic
-from nertool.formats.base import Format, ReadReport, Record, Rejected
+from nertool.formats.base import SIDE_FILES, Format, ReadReport, Record, Rejected
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter, read_kazu
 from nertool.formats.pubtator import PubtatorWriter, read_pubtator
@@ -22,8 +22,6 @@ FORMATS = {
     "text": Format((".txt",), read_text, None),
 }
 
-# Files that nertool writes beside documents; they hold none.
-SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl"}
 _PROBLEMS_SHOWN_PER_DOCUMENT = 5
 
 
