@@ -1,36 +1,17 @@
 """Documents, sections and entities, and their JSON form: KAZU's Document JSON, read and written without loss.
 
 The JSON form is what KAZU 2.4.0 itself reads and writes. Fields that nertool doesn't use are kept as they were, in
-`extra`. Deliberate differences from KAZU's reader: what it accepts although it is wrong (a span past the end of the
-text, `null` as a text, …) is reported as a `Problem`; `NaN` becomes `null` and is counted; a byte-order mark is
-skipped.
+`extra`.
 """
 
 import hashlib
-import json
-import math
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
 
-from nertool.errors import nearest_name
-
 NAMESPACE = "nertool"
-
-_DOCUMENT_KEYS = {"idx", "sections", "metadata"}
-_SECTION_KEYS = {"text", "name", "metadata", "entities", "sentence_spans"}
-_ENTITY_KEYS = {
-    "match", "entity_class", "spans", "namespace", "mention_confidence", "_id", "mappings", "metadata", "start", "end",
-    "match_norm", "linking_candidates",
-}  # fmt: skip
-# Written anew from the spans, which are the truth: KAZU ignores what stands there, too.
-_DERIVED_KEYS = {"start", "end"}
-# Numbers that orjson rounds (beyond 64 bits) or makes infinite (beyond 1e308) without a word.
-_HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9][eE]\+?[0-9]{3}")
 
 
 class Span(NamedTuple):
@@ -96,61 +77,9 @@ class Document:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong at one place of a document, such as `sections[0].entities[3].spans[0]`."""
-
-    place: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.reason}" if self.place else self.reason
-
-
-class InvalidDocumentError(Exception):
-    """A document can't be used; `problems` lists everything that is wrong with it."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = problems
-
-
-class ParsedDocument(NamedTuple):
-    """A document, and what was harmlessly changed on reading it."""
-
-    document: Document
-    nonfinite_numbers: int
-
-
 def match_text(text: str, spans: tuple[Span, ...]) -> str:
     """Returns the text of a mention; the parts of a discontinuous one are joined by a space."""
     return " ".join(text[start:end] for start, end in spans)
-
-
-def parse_document(data: bytes) -> ParsedDocument:
-    """Reads one document from KAZU's Document JSON.
-
-    Args:
-        data: UTF-8 JSON, with or without a byte-order mark.
-
-    Returns:
-        The document, and how many `NaN` or infinite numbers (which are not JSON) became `null`. A document without
-        an id gets one from its content.
-
-    Raises:
-        InvalidDocumentError: With everything that is wrong, not only the first thing.
-    """
-    raw, nonfinite = _load_json(data)
-    problems: list[Problem] = []
-    document = _document(raw, problems)
-    if not problems and document is not None:
-        try:
-            dump_document(document)
-        except TypeError as error:  # in metadata, which may hold anything: half a surrogate pair, a 70-bit number
-            problems.append(Problem("", f"holds what can't be written again: {error}"))
-    if problems or document is None:
-        raise InvalidDocumentError(problems)
-    return ParsedDocument(document, nonfinite)
 
 
 def dump_document(document: Document) -> bytes:
@@ -192,209 +121,3 @@ def _entity_to_json(entity: Entity) -> dict[str, Any]:
     if entity.score is not None:
         result["metadata"] = {**result.get("metadata", {}), "score": entity.score}
     return result
-
-
-def _load_json(data: bytes) -> tuple[Any, int]:
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    first_error: Exception | None = None
-    if not _HUGE_NUMBER.search(data):
-        try:
-            return orjson.loads(data), 0
-        except orjson.JSONDecodeError as error:
-            first_error = error
-    # What orjson refuses may be NaN, Infinity or an escaped lone surrogate, which the standard library reads.
-    nonfinite = 0
-
-    def to_null(_: str) -> None:
-        nonlocal nonfinite
-        nonfinite += 1
-
-    def to_float(text: str) -> float | None:
-        value = float(text)
-        if math.isfinite(value):
-            return value
-        to_null(text)
-        return None
-
-    try:
-        return json.loads(data.decode("utf-8"), parse_constant=to_null, parse_float=to_float), nonfinite
-    except UnicodeDecodeError as error:
-        raise InvalidDocumentError([Problem("", f"not UTF-8: {error.reason} at byte {error.start}")]) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidDocumentError([Problem("", f"not valid JSON: {first_error or error}")]) from error
-
-
-def _document(raw: Any, problems: list[Problem]) -> Document | None:
-    if not isinstance(raw, dict):
-        problems.append(Problem("", f"a document must be a JSON object, not {_kind(raw)}"))
-        return None
-    _check_keys(raw, _DOCUMENT_KEYS, "", problems)
-    _check_metadata(raw, "", problems)
-    raw_sections = raw.get("sections", [])
-    if not isinstance(raw_sections, list):
-        problems.append(Problem("sections", f"must be a list, not {_kind(raw_sections)}"))
-        raw_sections = []
-    sections = tuple(
-        section
-        for index, raw_section in enumerate(raw_sections)
-        if (section := _section(raw_section, f"sections[{index}]", problems)) is not None
-    )
-    extra = {key: value for key, value in raw.items() if key not in ("idx", "sections")}
-    identifier: Any = raw.get("idx")
-    if isinstance(identifier, int) and not isinstance(identifier, bool):
-        identifier = str(identifier)
-    if identifier is None:
-        identifier = content_digest(Document("", sections))[:32] if not problems else ""
-    elif not isinstance(identifier, str):
-        problems.append(Problem("idx", f"must be a string, not {_kind(identifier)}"))
-    elif _has_surrogate(identifier):
-        problems.append(Problem("idx", "holds half of a surrogate pair, which no UTF-8 file can store"))
-    return Document(identifier, sections, extra)
-
-
-def _section(raw: Any, place: str, problems: list[Problem]) -> Section | None:
-    if not isinstance(raw, dict):
-        problems.append(Problem(place, f"must be an object, not {_kind(raw)}"))
-        return None
-    _check_keys(raw, _SECTION_KEYS, place, problems)
-    _check_metadata(raw, place, problems)
-    name = _string(raw, "name", place, problems)
-    text = _string(raw, "text", place, problems)
-    raw_entities = raw.get("entities", [])
-    if not isinstance(raw_entities, list):
-        problems.append(Problem(f"{place}.entities", f"must be a list, not {_kind(raw_entities)}"))
-        raw_entities = []
-    text_length = sys.maxsize if text is None else len(text)
-    entities = tuple(
-        entity
-        for index, raw_entity in enumerate(raw_entities)
-        if (entity := _entity(raw_entity, text_length, f"{place}.entities[{index}]", problems)) is not None
-    )
-    if text is None or name is None:
-        return None
-    extra = {key: value for key, value in raw.items() if key not in ("name", "text", "entities")}
-    return Section(name, text, entities, extra)
-
-
-def _entity(raw: Any, text_length: int, place: str, problems: list[Problem]) -> Entity | None:
-    if not isinstance(raw, dict):
-        problems.append(Problem(place, f"must be an object, not {_kind(raw)}"))
-        return None
-    _check_keys(raw, _ENTITY_KEYS, place, problems)
-    _check_metadata(raw, place, problems)
-    label = _string(raw, "entity_class", place, problems)
-    match = _string(raw, "match", place, problems)
-    namespace = _string(raw, "namespace", place, problems)
-    if label == "":
-        problems.append(Problem(f"{place}.entity_class", "must not be empty"))
-    raw_spans = raw.get("spans")
-    if not isinstance(raw_spans, list) or not raw_spans:
-        problems.append(Problem(f"{place}.spans", "must be a list with at least one span"))
-        return None
-    spans = {
-        span
-        for index, raw_span in enumerate(raw_spans)
-        if (span := _span(raw_span, text_length, f"{place}.spans[{index}]", problems)) is not None
-    }
-    if not label or match is None or namespace is None or not spans:
-        return None
-    known = {"entity_class", "match", "namespace", "spans"} | _DERIVED_KEYS
-    return Entity(
-        label=label,
-        spans=tuple(sorted(spans)),
-        match=match,
-        namespace=namespace,
-        score=_score(raw.get("metadata")),
-        extra={key: value for key, value in raw.items() if key not in known},
-    )
-
-
-def _span(raw: Any, text_length: int, place: str, problems: list[Problem]) -> Span | None:
-    if not isinstance(raw, dict):
-        problems.append(Problem(place, f"must be an object with start and end, not {_kind(raw)}"))
-        return None
-    start, end = _offset(raw.get("start")), _offset(raw.get("end"))
-    if start is None or end is None:
-        problems.append(Problem(place, f"start and end must be whole numbers, not {_show(raw)}"))
-    elif start < 0 or start >= end:
-        problems.append(Problem(place, f"[{start}, {end}) is not a span: 0 <= start < end must hold"))
-    elif end > text_length:
-        reason = f"[{start}, {end}) ends past the end of the text, which has {text_length} characters"
-        problems.append(Problem(place, reason))
-    else:
-        return Span(start, end)
-    return None
-
-
-def _offset(value: Any) -> int | None:
-    """Reads an offset as KAZU does (floats and digit strings, too), but only where the value is whole."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return int(value) if len(value) < 20 else None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) else None
-
-
-def _score(metadata: Any) -> float | None:
-    score = metadata.get("score") if isinstance(metadata, dict) else None
-    if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > sys.float_info.max:
-        return None
-    return float(score)
-
-
-def _string(raw: Mapping[str, Any], key: str, place: str, problems: list[Problem]) -> str | None:
-    where = f"{place}.{key}"
-    if key not in raw:
-        problems.append(Problem(where, "is missing"))
-        return None
-    value = raw[key]
-    if not isinstance(value, str):
-        problems.append(Problem(where, f"must be a string, not {_kind(value)}"))
-        return None
-    if _has_surrogate(value):
-        problems.append(Problem(where, "holds half of a surrogate pair, which no UTF-8 file can store"))
-        return None
-    return value
-
-
-def _check_keys(raw: Mapping[str, Any], known: set[str], place: str, problems: list[Problem]) -> None:
-    for key in raw:
-        if key not in known:
-            hint = nearest_name(key, known) or "; facts of your own go into metadata"
-            problems.append(Problem(place, f"unknown key {key!r}{hint}"))
-
-
-def _check_metadata(raw: Mapping[str, Any], place: str, problems: list[Problem]) -> None:
-    metadata = raw.get("metadata", {})
-    if not isinstance(metadata, dict):
-        problems.append(Problem(f"{place}.metadata".lstrip("."), f"must be an object, not {_kind(metadata)}"))
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "a list" if isinstance(value, list) else "an object"
-
-
-def _show(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "so deeply nested a value"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -260,11 +260,9 @@ def _match_overlap(gold: Sequence[Mention], predicted: Sequence[Mention]) -> Out
     """Makes as many pairs as possible; where there is a choice of whom to leave out, the offsets decide."""
     texts_of_golds, texts_of_predictions = _as_set(gold), _as_set(predicted)
     golds, predictions = list(texts_of_golds), list(texts_of_predictions)
-    if all(len(spans) == 1 for spans in (*golds, *predictions)):
-        gold_of = _pair_first_spans(golds, predictions)
-    else:
-        golds, predictions = sorted(golds), sorted(predictions)
-        gold_of = _add_pairs(_pair_first_spans(golds, predictions), golds, predictions)
+    gold_of = _pair_first_spans(golds, predictions)
+    if any(len(spans) > 1 for spans in (*golds, *predictions)):
+        _add_pairs(gold_of, golds, predictions)
     found = set(gold_of.values())
     missed = [texts_of_golds[spans] for number, spans in enumerate(golds) if number not in found]
     wrong = [texts_of_predictions[spans] for number, spans in enumerate(predictions) if number not in gold_of]
@@ -279,40 +277,41 @@ def _pair_first_spans(golds: Sequence[Spans], predictions: Sequence[Spans]) -> d
     it has x-b and a-y, then x-y and a-b can, as a begins before y ends, hence before b ends, and b begins before x
     ends, hence before a ends.
     """
-    spans = [(end, start, number) for number, ((start, end), *_) in enumerate(golds)]
-    spans += [(end, start, ~number) for number, ((start, end), *_) in enumerate(predictions)]  # below 0
+    # All spans are in the tuples so that the order of equal first spans doesn't depend on that of the entities.
+    spans = [(entity[0].end, entity[0].start, entity, number) for number, entity in enumerate(golds)]
+    spans += [(entity[0].end, entity[0].start, entity, ~number) for number, entity in enumerate(predictions)]  # below 0
     to_begin = sorted(spans, key=itemgetter(1), reverse=True)
-    begun: tuple[list[tuple[int, int, int]], ...] = ([], [])  # heaps: gold, predicted
+    begun: tuple[list[tuple[int, int, Spans, int]], ...] = ([], [])  # heaps: gold, predicted
     done: set[int] = set()
     gold_of: dict[int, int] = {}
-    for end, _, x in sorted(spans):
+    for end, _, _, x in sorted(spans):
         while to_begin and to_begin[-1][1] < end:
             span = to_begin.pop()
-            heappush(begun[span[2] < 0], span)
+            heappush(begun[span[3] < 0], span)
         if x not in done:
             done.add(x)
             opposite = begun[x >= 0]
-            while opposite and opposite[0][2] in done:
+            while opposite and opposite[0][3] in done:
                 heappop(opposite)
             if opposite:
-                y = heappop(opposite)[2]
+                y = heappop(opposite)[3]
                 done.add(y)
                 gold_of[~min(x, y)] = max(x, y)
     return gold_of
 
 
-def _add_pairs(gold_of: dict[int, int], golds: Sequence[Spans], predictions: Sequence[Spans]) -> dict[int, int]:
+def _add_pairs(gold_of: dict[int, int], golds: Sequence[Spans], predictions: Sequence[Spans]) -> None:
     """Extends a matching, predicted → gold number, to a maximum one of entities with any number of spans.
 
     Hopcroft and Karp (1973): each round measures how many steps an unmatched gold entity is from the nearest unmatched
     prediction, then turns alternating paths of that length. O(√n) rounds, each of which looks O(n) times for an
     overlapping prediction, by a vectorised scan of those spans that begin before and may end after.
     """
-    parts = sorted((*span, number) for number, spans in enumerate(predictions) for span in spans)
-    starts = [start for start, _, _ in parts]
-    furthest_ends = list(accumulate((end for _, end, _ in parts), max))
-    ends = np.array([end for _, end, _ in parts])
-    owners = np.array([number for _, _, number in parts])
+    parts = sorted((*span, spans, number) for number, spans in enumerate(predictions) for span in spans)
+    starts = [start for start, _, _, _ in parts]
+    furthest_ends = list(accumulate((end for _, end, _, _ in parts), max))
+    ends = np.array([end for _, end, _, _ in parts])
+    owners = np.array([number for _, _, _, number in parts])
     predicted_of = {gold: prediction for prediction, gold in gold_of.items()}
     none = -1  # as a gold number: unmatched; as steps: not reached yet, or taken in this round
     steps = np.zeros_like(ends)
@@ -332,13 +331,14 @@ def _add_pairs(gold_of: dict[int, int], golds: Sequence[Spans], predictions: Seq
 
     while True:
         steps[:] = none
-        unmatched = level = [gold for gold in range(len(golds)) if gold not in predicted_of]
+        unmatched = sorted(set(range(len(golds))).difference(predicted_of), key=golds.__getitem__)
+        level = unmatched
         step = 0
         while level and none not in level:
             level = [gold_of.get(p, none) for gold in level for p in iter(partial(take, gold, none, step), None)]
             step += 1
         if not level:
-            return gold_of
+            return
         for gold in unmatched:
             path = [gold]
             while path:

@@ -7,7 +7,8 @@ from typing import Any, Self
 
 import orjson
 
-from nertool.documents import Document, dump_document, parse_document
+from nertool.document_parsing import parse_document
+from nertool.documents import Document, dump_document
 from nertool.files import partial_path, publish_folder, read_json, sync_folder, write_atomic, write_json, write_manifest
 from nertool.formats import FORMATS, ReadReport
 from nertool.formats.jsonl import JsonlWriter

@@ -165,7 +165,11 @@ def train_run(
     else:
         progress = Progress()
         set_prior_bias(model, cache, columns)
-    summary: dict[str, Any] = {"model": str(run / "model"), "device": str(device), "precision": str(precision).removeprefix("torch.")}
+    summary: dict[str, Any] = {
+        "model": str(run / "model"),
+        "device": str(device),
+        "precision": str(precision).removeprefix("torch."),
+    }
     say(
         f"training {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters on {summary['device']} in "
         f"{summary['precision']}: {len(cache.windows):,} windows, {plan.total_steps:,} steps"

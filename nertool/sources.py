@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nertool.cache_building import Scan, scan
 from nertool.documents import Document
 from nertool.errors import NertoolError
 from nertool.formats import ReadReport, read_documents
 from nertool.labels import LabelScheme
 from nertool.settings import Settings
-from nertool.window_cache import Scan, WindowCache, check_cache, is_cache, open_cache, scan
+from nertool.window_cache import WindowCache, check_cache, is_cache, open_cache
 from nertool.windows import SectionTokenizer
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from nertool.cli import app
-from nertool.documents import parse_document
+from nertool.document_parsing import parse_document
 from tests.conftest import make_backbone, make_corpus, write_documents
 
 SMALL = ["--set", "windows.max_tokens=32", "--set", "windows.overlap_tokens=8"]
@@ -244,8 +244,8 @@ def test_a_folder_of_the_users_is_never_touched(tmp_path: Path, corpus: tuple[Pa
 
 BAD = {
     "malformed": b'{"sections": [{"text": "abc"',
-    "past-the-end": b'{"idx": "x", "sections": [{"name": "t", "text": "abc", "entities": [{"match": "c", "entity_class": "g",'
-    b' "namespace": "n", "spans": [{"start": 2, "end": 9}]}]}]}',
+    "past-the-end": b'{"idx": "x", "sections": [{"name": "t", "text": "abc", "entities": [{"match": "c",'
+    b' "entity_class": "g", "namespace": "n", "spans": [{"start": 2, "end": 9}]}]}]}',
 }
 
 

@@ -5,17 +5,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nertool.document_parsing import InvalidDocumentError, parse_document
 from nertool.documents import (
     Document,
     Entity,
-    InvalidDocumentError,
     Section,
     Span,
     content_digest,
     document_to_json,
     dump_document,
     match_text,
-    parse_document,
 )
 
 # The document of KAZU 2.4.0's own writer, with everything that its other steps fill in.

@@ -201,21 +201,34 @@ def test_overlap_makes_as_many_pairs_as_networkx(gold, predicted):
     assert counts(gold, predicted, "overlap") == expected
 
 
+def crowd(rng, several):
+    sizes = [rng.randint(2, 3) if rng.random() < several else 1 for _ in range(50)]
+    starts = [[rng.randrange(200) for _ in range(size)] for size in sizes]
+    return [entity("Gene", *sorted({(s, s + rng.choice([1, 1, 2, 3, 5, 20, 60])) for s in some})) for some in starts]
+
+
 @pytest.mark.parametrize("several", [0.0, 0.03, 0.6])
 def test_overlap_makes_as_many_pairs_as_networkx_in_crowded_sections(several):
     rng = random.Random(several)
-
-    def crowd():
-        sizes = [rng.randint(2, 3) if rng.random() < several else 1 for _ in range(50)]
-        starts = [[rng.randrange(200) for _ in range(size)] for size in sizes]
-        return [
-            entity("Gene", *sorted({(s, s + rng.choice([1, 1, 2, 3, 5, 20, 60])) for s in some})) for some in starts
-        ]
-
     for _ in range(8):
-        gold, predicted = crowd(), [e for e in crowd() if rng.random() < 0.8]
+        gold, predicted = crowd(rng, several), crowd(rng, several)[:40]
         found, golds, predictions = maximum_pairs(gold, predicted)["Gene"]
         assert counts(gold, predicted, "overlap")["Gene"] == (found, predictions - found, golds - found)
+
+
+@pytest.mark.parametrize("several", [0.0, 0.1, 0.6])
+def test_the_errors_of_a_crowded_section_do_not_depend_on_the_order(several):
+    rng = random.Random(several)
+    for _ in range(8):
+        gold, predicted = crowd(rng, several), crowd(rng, several)[:40]
+        gold += [entity("Gene", e.spans[0], (300, 301)) for e in gold[:20]]  # with the same first span
+        predicted += [entity("Gene", e.spans[0], (350, 351)) for e in predicted[:20]]
+        predicted += [entity("Gene", e.spans[0], (400, 401)) for e in predicted[:20]]
+        one = score([SectionPair(0, gold, predicted)], LABELS, "overlap")
+        rng.shuffle(gold)
+        rng.shuffle(predicted)
+        other = score([SectionPair(0, gold, predicted)], LABELS, "overlap")
+        assert (one.false_negatives, one.false_positives) == (other.false_negatives, other.false_positives)
 
 
 def test_overlap_gives_up_an_exact_pair_for_two_others():

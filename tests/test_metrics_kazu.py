@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nertool.documents import Document, Entity, Section, Span, dump_document, match_text, parse_document
+from nertool.document_parsing import parse_document
+from nertool.documents import Document, Entity, Section, Span, dump_document, match_text
 from nertool.metrics import SectionPair, evaluation_report
 
 pytestmark = pytest.mark.kazu

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nertool import window_cache
+from nertool import cache_building
+from nertool.cache_building import build_cache, scan
 from nertool.documents import Document, Section
 from nertool.errors import NertoolError
 from nertool.labels import LabelScheme, make_scheme
 from nertool.settings import WindowSettings
 from nertool.targets import locate, paint
-from nertool.window_cache import WindowCache, build_cache, check_cache, open_cache, scan
+from nertool.window_cache import WindowCache, check_cache, open_cache
 from nertool.windows import SectionTokenizer
 from tests.conftest import make_corpus
 
@@ -57,7 +58,7 @@ def test_the_same_documents_give_the_same_bytes_and_a_finished_cache_is_not_buil
     build(tmp_path / "a", documents, tokenizer)
     build(tmp_path / "b", documents, tokenizer)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    monkeypatch.setattr(window_cache, "_encode_chunk", None)  # would fail if it were built again
+    monkeypatch.setattr(cache_building, "_encode_chunk", None)  # would fail if it were built again
     build(tmp_path / "a", documents, tokenizer)
 
 
@@ -66,10 +67,10 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     documents = make_corpus(12)
-    monkeypatch.setattr(window_cache, "_DOCUMENTS_PER_CHUNK", 4)
+    monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 4)
     build(tmp_path / "whole", documents, tokenizer)
     calls = itertools.count(1)
-    real_size = window_cache._durable_size
+    real_size = cache_building._durable_size
 
     def killed(path: Path) -> int:
         if next(calls) == kill_at:
@@ -77,13 +78,13 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
         return real_size(path)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(window_cache, "_durable_size", killed)
+        patch.setattr(cache_building, "_durable_size", killed)
         build(tmp_path / "cut", documents, tokenizer)
     assert not (tmp_path / "cut").exists()
     chunks = []
-    real_encode = window_cache._encode_chunk
+    real_encode = cache_building._encode_chunk
     monkeypatch.setattr(
-        window_cache, "_encode_chunk", lambda chunk, *rest: chunks.append(chunk) or real_encode(chunk, *rest)
+        cache_building, "_encode_chunk", lambda chunk, *rest: chunks.append(chunk) or real_encode(chunk, *rest)
     )
     build(tmp_path / "cut", documents, tokenizer)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -94,7 +95,7 @@ def test_a_torn_journal_line_is_dropped(
     tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = make_corpus(8)
-    monkeypatch.setattr(window_cache, "_DOCUMENTS_PER_CHUNK", 4)
+    monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 4)
     build(tmp_path / "whole", documents, tokenizer)
 
     def killed(*_: Any) -> None:
@@ -102,7 +103,7 @@ def test_a_torn_journal_line_is_dropped(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(
-            window_cache,
+            cache_building,
             "write_json",
             lambda path, value: killed() if path.name == "cache.json" else _write(path, value),
         )
@@ -113,7 +114,7 @@ def test_a_torn_journal_line_is_dropped(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-_write = window_cache.write_json
+_write = cache_building.write_json
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_what_another_job_left_half_done_is_not_used(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(window_cache, "_durable_size", killed)
+        patch.setattr(cache_building, "_durable_size", killed)
         build(tmp_path / "cache", make_corpus(3), tokenizer)
     build(tmp_path / "cache", make_corpus(4), tokenizer)
     build(tmp_path / "fresh", make_corpus(4), tokenizer)

@@ -52,13 +52,14 @@ def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False)
     Raises:
         NertoolError: If documents are invalid, or what is at `output` was made by something else.
     """
+    from nertool.cache_building import build_cache, scan
     from nertool.console import progress
     from nertool.files import prepare_output
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
     from nertool.model import load_tokenizer
-    from nertool.window_cache import build_cache, is_cache, scan
+    from nertool.window_cache import is_cache
 
     if not is_cache(output):
         prepare_output(output, force=force)

@@ -62,6 +62,7 @@ def run_predict(
     """
     from itertools import islice
 
+    from nertool.cache_building import scan
     from nertool.console import progress
     from nertool.devices import choose_device, choose_precision
     from nertool.files import prepare_output
@@ -70,7 +71,6 @@ def run_predict(
     from nertool.inference import Runner, predict_documents
     from nertool.model import load_model, model_digest
     from nertool.prediction_output import PredictionOutput, is_document_file
-    from nertool.window_cache import scan
 
     prepare_output(output, force=force, as_file=is_document_file(output))
     device = choose_device(settings.train.device)

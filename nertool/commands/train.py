@@ -63,6 +63,7 @@ def run_train(
         NertoolError: If inputs are invalid or don't fit.
         InterruptedBySignalError: After saving, if a signal came in.
     """
+    from nertool.cache_building import build_cache, scan
     from nertool.commands.cache import show_cache
     from nertool.console import progress, say
     from nertool.devices import choose_device, seed_everything
@@ -74,7 +75,6 @@ def run_train(
     from nertool.run_folder import open_run, summary_of
     from nertool.runs import train_run
     from nertool.sources import Source
-    from nertool.window_cache import build_cache, scan
 
     choose_device(settings.train.device)  # before the long work, not after it
     if not output.exists():

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self
 
-from nertool.documents import Document, Problem
+from nertool.document_parsing import Problem
+from nertool.documents import Document
 
 # Files that nertool writes beside documents; they hold none.
 SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl"}

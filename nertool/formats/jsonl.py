@@ -10,7 +10,8 @@ from typing import IO, Self, cast
 
 import zstandard
 
-from nertool.documents import Document, Problem, dump_document
+from nertool.document_parsing import Problem
+from nertool.documents import Document, dump_document
 from nertool.formats.base import Record
 from nertool.formats.kazu import parse_record
 

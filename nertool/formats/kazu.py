@@ -8,7 +8,8 @@ from typing import Self
 
 import orjson
 
-from nertool.documents import Document, InvalidDocumentError, document_to_json, parse_document
+from nertool.document_parsing import InvalidDocumentError, parse_document
+from nertool.documents import Document, document_to_json
 from nertool.files import safe_file_name
 from nertool.formats.base import SIDE_FILES, Record
 

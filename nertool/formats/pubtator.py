@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from nertool.documents import Document, Entity, Problem, Section, Span
+from nertool.document_parsing import Problem
+from nertool.documents import Document, Entity, Section, Span
 from nertool.formats.base import Record
 
 _OFFSET = re.compile(r"[0-9]{1,18}")

@@ -6,7 +6,8 @@ from pathlib import Path
 import orjson
 
 from nertool.console import say
-from nertool.documents import Document, Problem, dump_document
+from nertool.document_parsing import Problem
+from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError
 from nertool.files import write_atomic
 from nertool.formats.base import SIDE_FILES, Format, ReadReport, Record, Rejected

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from nertool.documents import Document, Problem, Section
+from nertool.document_parsing import Problem
+from nertool.documents import Document, Section
 from nertool.formats.base import Record
 
 
