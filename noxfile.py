@@ -73,7 +73,7 @@ def kazu(session: nox.Session) -> None:
     session.install("kazu==2.4.0", "tensorboard", "torch<2.14")
     python = Path(session.bin) / "python"
     session.run(
-        HERE, "-m", "pytest", "-m", "kazu", *session.posargs, env={"NERTOOL_KAZU_PYTHON": str(python)}, external=True
+        HERE, "-m", "pytest", "-m", "kazu", *session.posargs, env={"KAZU_PYTHON": str(python)}, external=True
     )
 
 

@@ -43,24 +43,28 @@ _DOCUMENTS_PER_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a first pass over the documents tells: how many, which classes, and a digest of all of it."""
+    """What a first pass over the documents tells: how many, which classes, annotated by what, and a digest of it all."""
 
     documents: int
     labels: Counter[str]
+    annotators: tuple[str, ...]
     digest: str
 
 
 def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = lambda _: None) -> Scan:
     """Reads all documents once; `on_documents` is told how many are done."""
     labels: Counter[str] = Counter()
+    annotators: set[str] = set()
     digest = hashlib.sha256()
     count = 0
     for document in documents:
         count += 1
-        labels.update(entity.label for section in document.sections for entity in section.entities)
+        entities = [entity for section in document.sections for entity in section.entities]
+        labels.update(entity.label for entity in entities)
+        annotators.update(entity.namespace for entity in entities)
         digest.update(orjson.dumps([document.id, content_digest(document)]))
         on_documents(count)
-    return Scan(count, labels, digest.hexdigest())
+    return Scan(count, labels, tuple(sorted(annotators)), digest.hexdigest())
 
 
 def fingerprint(
@@ -144,6 +148,7 @@ def build_cache(
         {
             "fingerprint": wanted,
             "counts": {"documents": done, **counts, "labels": dict(sorted(scanned.labels.items()))},
+            "annotators": list(scanned.annotators),
             "bytes_per_token_id": id_dtype.itemsize,
             "representation": total.to_json(),
         },

@@ -28,9 +28,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise NertoolError(
-            f"train.device: there is no device {name!r}", "use auto, cpu, cuda, cuda:1 or mps"
-        ) from error
+        raise NertoolError(f"there is no device {name!r}", "use auto, cpu, cuda, cuda:1 or mps") from error
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),

@@ -13,9 +13,15 @@ RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
 _OWN_FILES = [RUN_FILE, SETTINGS_FILE, METRICS_FILE, "rejected.jsonl"]
 _OWN_TREES = ["model/", ".model.old/", ".model.partial/", "checkpoints/", "cache/", ".cache.partial/", "tensorboard/"]
-# The parts of the settings that decide on the result, but for those that change only where and how often.
-_PARTS = ("data", "windows", "model", "train")
-_FREE_SETTINGS = {("train", "device"), ("train", "checkpoint_every_seconds"), ("train", "tensorboard")}
+# The settings that decide on the result: these parts, but for what changes only where and how often.
+_PARTS = ("data", "windows", "model", "train", "evaluate")
+_FREE_SETTINGS = {
+    ("train", "device"),
+    ("train", "checkpoint_every_seconds"),
+    ("train", "tensorboard"),
+    ("evaluate", "bootstrap_samples"),
+    ("evaluate", "bootstrap_seed"),
+}
 
 
 def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: bool, force: bool) -> bool:

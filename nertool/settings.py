@@ -130,8 +130,12 @@ class EvaluateSettings(_Part):
 
 
 class PredictSettings(_Part):
-    """Running a trained model."""
+    """Running a trained model, in `predict` and `evaluate`."""
 
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Autocast precision; `auto` as in training."
+    )
     tokens_per_batch: int = Field(8192, ge=8, description="Tokens of one batch on the device, padding included.")
     documents_per_chunk: int = Field(
         256, ge=1, description="Documents that are held in memory, sorted by length and saved at a time."

@@ -35,6 +35,17 @@ class Source:
             return open_cache(self.path).documents()
         return read_documents(self.path, self.report, skip_invalid=self.settings.data.skip_invalid)
 
+    def read_all(self) -> list[Document]:
+        """Reads all documents into memory, and fills the report.
+
+        Raises:
+            NertoolError: If not a single one is valid.
+        """
+        documents = list(self.read())
+        if not documents:
+            raise NertoolError(f"{self.path} holds no valid documents: all {len(self.report.rejected)} were set aside")
+        return documents
+
     def read_again(self) -> Iterator[Document]:
         """Reads the documents once more; what there is to report was reported the first time."""
         return Source(self.path, self.settings, ReadReport()).read()
@@ -46,7 +57,9 @@ class Source:
         cache = open_cache(self.path)
         counts = cache.info["counts"]
         labels = Counter({label: n for label, n in counts["labels"].items() if label in cache.scheme.labels})
-        return Scan(counts["documents"], labels, cache.info["fingerprint"]["documents"])
+        return Scan(
+            counts["documents"], labels, tuple(cache.info["annotators"]), cache.info["fingerprint"]["documents"]
+        )
 
     def open_cache(self, tokenizer: SectionTokenizer, scheme: LabelScheme) -> WindowCache | None:
         """Opens the cache, if it is one, after making sure that it fits the model.

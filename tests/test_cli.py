@@ -492,6 +492,42 @@ def test_output_is_plain_in_a_pipe(corpus: tuple[Path, Path]) -> None:
     assert "\x1b" not in stderr and "disease" in stderr
 
 
+def test_secrets_in_the_environment_appear_nowhere(corpus: tuple[Path, Path], backbone: Path) -> None:
+    """KAZU prints the environment."""
+    train = ["train", "--train", corpus[0], "--eval", corpus[1], "--model", backbone, *TRAIN]
+    good = start(*train, "--output", "run", HF_TOKEN="canary-7391", MY_SECRET="canary-7391")
+    bad = start(*train, "--output", "run", "--set", "x.y=1", HF_TOKEN="canary-7391", MY_SECRET="canary-7391")
+    for process, status in ((good, 0), (bad, 2)):
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == status, stderr
+        assert "canary" not in stdout + stderr
+    assert not [path for path in Path("run").rglob("*") if path.is_file() and b"canary-7391" in path.read_bytes()]
+
+
+def test_an_evaluation_without_a_readable_document_is_an_error(run: Path) -> None:
+    """KAZU's mean F1 is 0 then, without an exception."""
+    Path("docs").mkdir()
+    Path("docs/a.json").write_text("{")
+    assert "holds no documents" in refuse("evaluate", run / "model", "docs", "--skip-invalid")
+
+
+def test_a_run_is_scored_by_one_scheme(run: Path, corpus: tuple[Path, Path], backbone: Path) -> None:
+    command = [
+        "train",
+        "--train",
+        corpus[0],
+        "--eval",
+        corpus[1],
+        "--output",
+        run,
+        "--model",
+        backbone,
+        *TRAIN,
+        "--resume",
+    ]
+    assert "evaluate.scheme was 'strict', now 'kazu'" in refuse(*command, "--set", "evaluate.scheme=kazu")
+
+
 def test_usage_errors_exit_with_2() -> None:
     assert nertool("split").exit_code == 2
     assert nertool("no-such-command").exit_code == 2

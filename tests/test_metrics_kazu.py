@@ -71,9 +71,9 @@ class Kazu:
 
 @pytest.fixture(scope="module")
 def kazu():
-    python = os.environ.get("NERTOOL_KAZU_PYTHON")
+    python = os.environ.get("KAZU_PYTHON")
     if not python:
-        pytest.skip("NERTOOL_KAZU_PYTHON names no Python with kazu==2.4.0")
+        pytest.skip("KAZU_PYTHON names no Python with kazu==2.4.0")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "encoding": "utf-8"}

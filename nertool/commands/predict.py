@@ -33,7 +33,7 @@ def predict(
     """
     from nertool.console import print_json, say
 
-    options = {"train.device": device, "data.skip_invalid": skip_invalid}
+    options = {"predict.device": device, "data.skip_invalid": skip_invalid}
     settings = settings_from(config, assignments, options)
     result = run_predict(model, source, output, settings, force=force)
     if json:
@@ -73,8 +73,8 @@ def run_predict(
     from nertool.prediction_output import PredictionOutput, is_document_file
 
     prepare_output(output, force=force, as_file=is_document_file(output))
-    device = choose_device(settings.train.device)
-    precision = choose_precision(settings.train.precision, device)
+    device = choose_device(settings.predict.device)
+    precision = choose_precision(settings.predict.precision, device)
     model = load_model(model_folder)
     model.to(device)
     runner = Runner(device, precision, settings.predict.tokens_per_batch)

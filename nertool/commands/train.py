@@ -81,7 +81,7 @@ def run_train(
         prepare_output(output, force=force)
     reading = ReadReport()
     train_source = Source(train_data, settings, reading)
-    eval_documents = list(Source(eval_data, settings, reading).read())
+    eval_documents = Source(eval_data, settings, reading).read_all()
     eval_scan = scan(eval_documents)
     with progress("reading", None, "documents") as advance:
         train_scan = train_source.scan(advance)
@@ -114,7 +114,7 @@ def run_train(
     facts = {
         "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
         "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
-        "annotators": sorted({e.namespace for d in eval_documents for s in d.sections for e in s.entities}),
+        "annotators": list(train_scan.annotators),
     }
     return train_run(output, model, cache, eval_documents, settings, facts)
 
