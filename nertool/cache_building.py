@@ -43,7 +43,7 @@ _DOCUMENTS_PER_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a first pass over the documents tells: how many, which classes, annotated by what, and a digest of it all."""
+    """What a first pass over the documents tells: how many, their classes and annotators, and a digest of it all."""
 
     documents: int
     labels: Counter[str]

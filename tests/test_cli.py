@@ -508,23 +508,12 @@ def test_an_evaluation_without_a_readable_document_is_an_error(run: Path) -> Non
     """KAZU's mean F1 is 0 then, without an exception."""
     Path("docs").mkdir()
     Path("docs/a.json").write_text("{")
-    assert "holds no documents" in refuse("evaluate", run / "model", "docs", "--skip-invalid")
+    assert "holds no valid documents" in refuse("evaluate", run / "model", "docs", "--skip-invalid")
 
 
 def test_a_run_is_scored_by_one_scheme(run: Path, corpus: tuple[Path, Path], backbone: Path) -> None:
-    command = [
-        "train",
-        "--train",
-        corpus[0],
-        "--eval",
-        corpus[1],
-        "--output",
-        run,
-        "--model",
-        backbone,
-        *TRAIN,
-        "--resume",
-    ]
+    command = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", run, "--model", backbone, *TRAIN]
+    command.append("--resume")
     assert "evaluate.scheme was 'strict', now 'kazu'" in refuse(*command, "--set", "evaluate.scheme=kazu")
 
 
