@@ -15,6 +15,7 @@ from nertool.errors import NertoolError
 
 MANIFEST_NAME = ".nertool.json"
 _MAX_NAME_BYTES = 120
+_MOST_FILES_SYNCED_ONE_BY_ONE = 100
 # What was set aside can be written after the manifest.
 _OWN_IN_EVERY_FOLDER = (MANIFEST_NAME, "rejected.jsonl")
 
@@ -221,7 +222,13 @@ def new_folder(path: Path, command: str, *, force: bool = False, **facts: Any) -
 
 def publish_folder(partial: Path, path: Path) -> None:
     """Renames a finished folder into place, after its files have reached the disk."""
-    os.sync()  # one call for all of them: a sync per file takes seconds for thousands of documents
+    files = [file for file in partial.rglob("*") if file.is_file()]
+    if len(files) > _MOST_FILES_SYNCED_ONE_BY_ONE:
+        os.sync()  # one call for all: a sync per file takes seconds for thousands of documents
+    else:
+        for file in files:
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
     partial.rename(path)
     sync_folder(path.parent)
 
