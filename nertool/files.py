@@ -222,15 +222,19 @@ def new_folder(path: Path, command: str, *, force: bool = False, **facts: Any) -
 
 def publish_folder(partial: Path, path: Path) -> None:
     """Renames a finished folder into place, after its files have reached the disk."""
-    files = [file for file in partial.rglob("*") if file.is_file()]
+    _sync_tree(partial)
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    files = [file for file in folder.rglob("*") if file.is_file()]
     if len(files) > _MOST_FILES_SYNCED_ONE_BY_ONE:
         os.sync()  # one call for all: a sync per file takes seconds for thousands of documents
     else:
         for file in files:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-    partial.rename(path)
-    sync_folder(path.parent)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -240,9 +244,11 @@ def replace_folder(new: Path, path: Path) -> None:
     """
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
+    _sync_tree(new)
     if path.exists():
         path.rename(old)
-    publish_folder(new, path)
+    new.rename(path)
+    sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -361,10 +362,21 @@ def test_a_crash_before_the_first_rename_leaves_the_old_folder(folders, monkeypa
     assert content_of(path) == {"weights": b"old"}
 
 
+def crash_at_the_second_rename():
+    real, calls = Path.rename, itertools.count(1)
+
+    def rename(self, target):
+        if next(calls) == 2:
+            raise Crash
+        return real(self, target)
+
+    return rename
+
+
 def test_a_crash_between_the_renames_is_undone(folders, monkeypatch):
     path, new = folders
     with monkeypatch.context() as patch:
-        patch.setattr(os, "sync", crash)  # what comes between them
+        patch.setattr(Path, "rename", crash_at_the_second_rename())
         with pytest.raises(Crash):
             replace_folder(new, path)
     assert not path.exists()
@@ -387,7 +399,7 @@ def test_a_crash_after_the_second_rename_keeps_the_new_folder(folders, monkeypat
 def test_a_new_folder_puts_back_what_a_crash_left_aside(tmp_path, monkeypatch):
     path = make_output(tmp_path / "out", text="old")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "sync", crash)
+        patch.setattr(Path, "rename", crash_at_the_second_rename())
         with pytest.raises(Crash):
             make_output(path, force=True, text="new")
     assert not path.exists()
