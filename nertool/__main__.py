@@ -1,4 +1,4 @@
-"""`python -m nertool` (and `torchrun -m nertool`) is the `nertool` command."""
+"""`python -m nertool` is the `nertool` command."""
 
 from nertool.cli import main
 

@@ -35,10 +35,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on a device."""
         return Batch(
-            self.ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.loss_mask.to(device, non_blocking=True),
+            self.ids.to(device),
+            self.attention_mask.to(device),
+            self.targets.to(device),
+            self.loss_mask.to(device),
         )
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import orjson
 import zstandard
 
-from nertool.documents import Document, content_digest, dump_document
+from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError
-from nertool.files import partial_path, prepare_output, publish_folder, read_json, write_json, write_manifest
+from nertool.files import check_output, partial_path, read_json, replace_folder, write_json, write_manifest
 from nertool.labels import LabelScheme
 from nertool.representation import Representation, represent
 from nertool.settings import WindowSettings
@@ -62,7 +62,7 @@ def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = la
         entities = [entity for section in document.sections for entity in section.entities]
         labels.update(entity.label for entity in entities)
         annotators.update(entity.namespace for entity in entities)
-        digest.update(orjson.dumps([document.id, content_digest(document)]))
+        digest.update(dump_document(document))
         on_documents(count)
     return Scan(count, labels, tuple(sorted(annotators)), digest.hexdigest())
 
@@ -109,15 +109,22 @@ def build_cache(
     """
     wanted = fingerprint(scanned, tokenizer, scheme, windows)
     if is_cache(path):
-        different = differences(open_cache(path).info["fingerprint"], wanted)
-        if not different:
-            return open_cache(path)
+        try:
+            cache = open_cache(path)
+        except NertoolError:  # damaged, or of another format version
+            if not force:
+                raise
+            different = ["it can't be read"]
+        else:
+            different = differences(cache.info["fingerprint"], wanted)
+            if not different:
+                return cache
         if not force:
             raise NertoolError(
                 f"the cache {path} was made by something else: {'; '.join(different)}",
                 "choose another output, or --force to build it anew",
             )
-    prepare_output(path, force=force)
+    check_output(path, force=force)
     partial = partial_path(path)
     journal = _resume(partial, wanted)
     total = Representation()
@@ -153,10 +160,10 @@ def build_cache(
             "representation": total.to_json(),
         },
     )
-    (partial / _JOURNAL).unlink()
     (partial / _FINGERPRINT).unlink()
+    (partial / _JOURNAL).unlink()
     write_manifest(partial, "cache")
-    publish_folder(partial, path)
+    replace_folder(partial, path)
     return open_cache(path)
 
 
@@ -220,9 +227,9 @@ def _resume(partial: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
     if not begun.is_file() or read_json(begun) != wanted:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        write_json(begun, wanted)
         for name in (*DATA_FILES, _JOURNAL):
             (partial / name).touch()
+        write_json(begun, wanted)  # last: from here on there is something to go on with
         return []
     lines = []
     journal = partial / _JOURNAL

@@ -61,6 +61,8 @@ def save_checkpoint(
     """
     folder.mkdir(exist_ok=True)
     final = folder / f"step-{progress.step:08d}"
+    if final.exists():  # a second save after the same step, after its evaluation; the first one stays until it is whole
+        final = final.with_name(f"{final.name}b")
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -70,13 +72,12 @@ def save_checkpoint(
         )
         tensors, facts = _flatten(optimizer.state_dict())
         save_file(tensors, partial / "optimizer.safetensors")
-        save_file(_random_states(), partial / "random.safetensors")
+        save_file(_random_states(_device(network)), partial / "random.safetensors")
         state = {**asdict(progress), "best_value": _finite(progress.best_value)}
         write_json(
             partial / STATE_FILE,
             {"progress": state, "optimizer": facts, "scaler": scaler.state_dict()},
         )
-        shutil.rmtree(final, ignore_errors=True)
         publish_folder(partial, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -115,10 +116,14 @@ def load_checkpoint(
         raise NertoolError(
             f"the checkpoint {path} is damaged: {error}", "remove it, or --force to start afresh"
         ) from error
-    scaler.load_state_dict(state["scaler"])
+    if state["scaler"] and scaler.is_enabled():  # a run may go on in another precision, on another device
+        scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(randoms["cpu"])
-    if torch.cuda.is_available() and "cuda" in randoms:
-        torch.cuda.set_rng_state(randoms["cuda"])
+    device = _device(network)
+    if device.type in randoms and device.type == "cuda":
+        torch.cuda.set_rng_state(randoms["cuda"], device)
+    elif device.type in randoms and device.type == "mps":
+        torch.mps.set_rng_state(randoms["mps"])
     values = state["progress"]
     if values["best_value"] is None:
         values["best_value"] = float("-inf")
@@ -156,12 +161,18 @@ def _unflatten(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, A
     return {"state": state, "param_groups": facts["param_groups"]}
 
 
-def _random_states() -> dict[str, Tensor]:
+def _random_states(device: torch.device) -> dict[str, Tensor]:
     """Returns the states of the generators that training draws from: torch's, for dropout; batches need none."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
+
+
+def _device(network: torch.nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _finite(value: float) -> float | None:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import orjson
@@ -31,15 +32,20 @@ class Advance(Protocol):
         """Takes how many units are done."""
 
 
+@cache
 def stderr_console() -> Console:
-    """Returns the console for everything that people read; obeys `NO_COLOR` and `TERM=dumb`."""
-    terminal = sys.stderr.isatty()
-    return Console(stderr=True, width=None if terminal else _PLAIN_WIDTH, highlight=False, soft_wrap=True, emoji=False)
+    """Returns the one console for everything that people read; obeys `NO_COLOR` and `TERM=dumb`.
+
+    There must be only one: lines that are printed during a live progress bar go above it only by the bar's own console.
+    Square brackets are text, not markup: they occur in class names.
+    """
+    width = None if sys.stderr.isatty() else _PLAIN_WIDTH
+    return Console(stderr=True, width=width, highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
 def say(message: str) -> None:
     """Prints a line for people."""
-    stderr_console().print(message, markup=False)
+    stderr_console().print(message)
 
 
 def show(table: Table) -> None:

@@ -11,6 +11,8 @@ from nertool.windows import Tokens
 
 Floats = npt.NDArray[np.float32]
 
+_NEVER = np.float32(-1e4)  # a logit of what is certainly outside
+
 
 @dataclass(frozen=True, slots=True)
 class DecodedSpans:
@@ -55,8 +57,11 @@ def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float
         nothing = np.zeros(0, np.int64)
         return DecodedSpans(nothing, nothing, nothing, nothing, np.zeros(0))
     firsts = np.flatnonzero(tokens.word_starts)
-    sizes = np.diff(np.append(firsts, len(tokens.ids)))
-    words = np.add.reduceat(logits[:, :count], firsts, axis=0) / sizes[:, None]
+    # Tokens of white space alone (line breaks, to byte-level tokenizers) have no say in the word before them.
+    solid = (tokens.ends > tokens.starts)[:, None]
+    sizes = np.add.reduceat(solid, firsts, axis=0, dtype=np.int64)
+    words = np.add.reduceat(logits[:, :count] * solid, firsts, axis=0) / np.maximum(sizes, 1)
+    words = np.where(sizes > 0, words, _NEVER)
     starts = tokens.starts[firsts].astype(np.int64)
     ends = np.maximum.reduceat(tokens.ends, firsts).astype(np.int64)
     sections = np.searchsorted(tokens.section_bounds, firsts, side="right") - 1

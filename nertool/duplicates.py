@@ -93,7 +93,7 @@ def _root(row: int, parent: list[int]) -> int:
 
 def _rows_per_band(similarity: float) -> int:
     """Returns the widest band with which a pair at the threshold is still found with 99.9 % probability."""
-    widths = [2**power for power in range(HASHES.bit_length())]
+    widths = [1 << power for power in range(HASHES.bit_length())]
     return max(
         width
         for width in widths

@@ -117,14 +117,18 @@ def prepare_output(path: Path, *, force: bool, as_file: bool = False) -> None:
         shutil.rmtree(path)
 
 
-def check_output(path: Path, *, force: bool, as_file: bool = False) -> None:
+def check_output(path: Path, *, force: bool, as_file: bool = False, source: Path | None = None) -> None:
     """Does what `prepare_output` does, but removes nothing yet.
+
+    With `source`, the output must be another place than what is read.
 
     Raises:
         NertoolError: If something is there that may not be replaced, or the place can't be written.
     """
     if path.name in ("", ".."):
         raise NertoolError(f"{path} names no new {'file' if as_file else 'folder'}", "choose another output")
+    if source is not None and path.exists() and path.samefile(source):
+        raise NertoolError(f"{path} is the input, too", "choose another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.name}.probe")
@@ -137,7 +141,7 @@ def check_output(path: Path, *, force: bool, as_file: bool = False) -> None:
     if path.is_dir() and any(path.iterdir()):
         if not force:
             raise NertoolError(f"{path} exists and is not empty", "choose another output, or --force to replace it")
-        _check_own(path)
+        check_own(path)
     elif path.exists() and not path.is_dir():
         if not as_file:
             raise NertoolError(f"{path} is a file, and the output is a folder", "choose another output")
@@ -151,11 +155,16 @@ def remove_own(folder: Path) -> None:
     Raises:
         NertoolError: If there is no manifest, or a file that the manifest doesn't name.
     """
-    _check_own(folder)
+    check_own(folder)
     shutil.rmtree(folder)
 
 
-def _check_own(folder: Path) -> None:
+def check_own(folder: Path) -> None:
+    """Makes sure that a folder holds nothing but what nertool wrote.
+
+    Raises:
+        NertoolError: If there is no manifest, or a file that the manifest doesn't name.
+    """
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
         raise NertoolError(f"{folder} was not made by nertool, so --force won't delete it", "choose another output")
@@ -176,6 +185,10 @@ def _check_own(folder: Path) -> None:
 
 
 def _is_own(relative: str, own: set[str]) -> bool:
+    folder, _, name = relative.rpartition("/")
+    whole = f"{folder}/{name[1:-4]}".lstrip("/")  # what a killed `write_atomic` leaves is ours, too
+    if name.startswith(".") and name.endswith(".tmp") and whole in own:
+        return True
     return relative in own or any(entry.endswith("/") and relative.startswith(entry) for entry in own)
 
 
@@ -230,11 +243,21 @@ def publish_folder(partial: Path, path: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     files = [file for file in folder.rglob("*") if file.is_file()]
     if len(files) > _MOST_FILES_SYNCED_ONE_BY_ONE:
-        os.sync()  # one call for all: a sync per file takes seconds for thousands of documents
+        getattr(
+            os, "sync", lambda: None
+        )()  # one call for all: a sync per file takes seconds for thousands of documents
     else:
         for file in files:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def publish_file(partial: Path, path: Path) -> None:
+    """Renames a finished file into place, after its content has reached the disk."""
+    with partial.open("rb") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
 
 
 def replace_folder(new: Path, path: Path) -> None:

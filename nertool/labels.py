@@ -1,11 +1,9 @@
 """The label scheme: which classes there are, and which output channel of the model means what."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nertool.documents import Document
 from nertool.errors import NertoolError
 
 
@@ -42,13 +40,6 @@ class LabelScheme:
     def from_json(cls, value: dict[str, Any]) -> "LabelScheme":
         """Reads what `to_json` wrote."""
         return cls(tuple(value["labels"]), value["begin"])
-
-
-def count_labels(documents: Iterable[Document]) -> Counter[str]:
-    """Counts the entities of each class."""
-    return Counter(
-        entity.label for document in documents for section in document.sections for entity in section.entities
-    )
 
 
 def make_scheme(labels: Iterable[str], *, begin: bool = False) -> LabelScheme:

@@ -110,6 +110,11 @@ def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelSch
             path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     _check_loaded(network, report, settings.name)
+    if not isinstance(getattr(network, "classifier", None), torch.nn.Linear):
+        raise NertoolError(
+            f"{type(network).__name__} ({settings.name}) has no output layer of the kind that nertool trains",
+            "use BERT, DistilBERT, RoBERTa, ELECTRA, DeBERTa-v2/v3 or ModernBERT",
+        )
     return NerModel(network, tokenizer, scheme, windows, settings.threshold, settings.switch_cost)
 
 
@@ -197,8 +202,12 @@ def check_window(windows: WindowSettings, tokenizer: SectionTokenizer, config: A
             f"windows.max_tokens is {windows.max_tokens}, but {name} has {positions} positions",
             f"--set windows.max_tokens={positions}",
         )
-    if windows.max_tokens <= tokenizer.special_tokens:
-        raise NertoolError(f"windows.max_tokens ({windows.max_tokens}) leaves no room beside the special tokens")
+    if windows.max_tokens - tokenizer.special_tokens <= windows.overlap_tokens:
+        raise NertoolError(
+            f"windows.max_tokens is {windows.max_tokens}: with {tokenizer.special_tokens} special tokens that "
+            f"leaves no room beside windows.overlap_tokens, {windows.overlap_tokens}",
+            "choose a smaller overlap or longer windows",
+        )
 
 
 def _set_dropout(config: Any, settings: ModelSettings) -> None:
@@ -238,7 +247,15 @@ def _loading(name: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, HfHubHTTPError, SafetensorError, orjson.JSONDecodeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        HfHubHTTPError,
+        SafetensorError,
+        orjson.JSONDecodeError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(name).is_dir():
             raise NertoolError(f"cannot load the model in {name}: {reason}", "check the folder's files") from error

@@ -9,7 +9,15 @@ import orjson
 
 from nertool.document_parsing import parse_document
 from nertool.documents import Document, dump_document
-from nertool.files import partial_path, publish_folder, read_json, sync_folder, write_atomic, write_json, write_manifest
+from nertool.files import (
+    partial_path,
+    publish_file,
+    read_json,
+    replace_folder,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
 from nertool.formats import FORMATS, ReadReport
 from nertool.formats.jsonl import JsonlWriter
 from nertool.formats.kazu import KazuWriter
@@ -79,10 +87,9 @@ class PredictionOutput:
                     writer.write(parse_document(line).document)
         if as_file:
             write_rejected(reading, self.path.with_name(f"{self.path.name}.rejected.jsonl"))
-            (self._partial / name).replace(self.path)
-            sync_folder(self.path.parent)
+            publish_file(self._partial / name, self.path)
         else:
             write_rejected(reading, self._partial / name / "rejected.jsonl")
             write_manifest(self._partial / name, "predict")
-            publish_folder(self._partial / name, self.path)
+            replace_folder(self._partial / name, self.path)
         shutil.rmtree(self._partial)

@@ -5,7 +5,7 @@ from typing import Any
 
 from nertool import __version__
 from nertool.errors import NertoolError
-from nertool.files import MANIFEST_NAME, read_json, remove_own, write_json
+from nertool.files import MANIFEST_NAME, check_output, check_own, read_json, remove_own, write_json
 from nertool.settings import Settings
 from nertool.tracking import METRICS_FILE
 
@@ -16,12 +16,37 @@ _OWN_TREES = ["model/", ".model.old/", ".model.partial/", "checkpoints/", "cache
 # The settings that decide on the result: these parts, but for what changes only where and how often.
 _PARTS = ("data", "windows", "model", "train", "evaluate")
 _FREE_SETTINGS = {
+    ("data", "split_fractions"),
+    ("data", "split_seed"),
+    ("data", "duplicate_similarity"),
     ("train", "device"),
     ("train", "checkpoint_every_seconds"),
     ("train", "tensorboard"),
     ("evaluate", "bootstrap_samples"),
     ("evaluate", "bootstrap_seed"),
 }
+
+
+def check_run_folder(run: Path, *, resume: bool, force: bool) -> None:
+    """Refuses a folder that can't become or go on as a run, before anything is read.
+
+    Raises:
+        NertoolError: If a file, something that isn't nertool's, or a run is there that nobody asked to go on with.
+    """
+    if not run.is_dir() or not any(run.iterdir()):
+        check_output(run, force=False)
+    elif force:
+        check_own(run)
+    elif _is_run(run):
+        if not resume:
+            finished = read_json(run / RUN_FILE)["finished"]
+            go_on = "" if finished else "--resume to go on with it, "
+            raise NertoolError(
+                f"{run} holds {'a finished' if finished else 'an unfinished'} run",
+                f"{go_on}--force to start afresh, or another --output",
+            )
+    elif not _is_begun(run):
+        raise NertoolError(f"{run} is not empty and not a training run", "choose another --output")
 
 
 def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: bool, force: bool) -> bool:
@@ -41,13 +66,11 @@ def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: boo
         NertoolError: If another run, or something that isn't nertool's, is there.
     """
     fingerprint = {"settings": _settings_that_matter(settings), "data": data}
-    if run.is_dir() and any(run.iterdir()):
-        if force:
-            remove_own(run)
-        elif not (run / RUN_FILE).is_file():
-            raise NertoolError(f"{run} is not empty and not a training run", "choose another --output")
-        else:
-            return _may_go_on(run, read_json(run / RUN_FILE), fingerprint, resume=resume)
+    check_run_folder(run, resume=resume, force=force)
+    if force and run.is_dir():
+        remove_own(run)
+    elif _is_run(run):
+        return _may_go_on(run, read_json(run / RUN_FILE), fingerprint)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / MANIFEST_NAME, {"command": "train", "files": [*_OWN_FILES, *_OWN_TREES]})
     write_json(run / SETTINGS_FILE, settings.model_dump(mode="json"))
@@ -66,11 +89,17 @@ def summary_of(run: Path) -> dict[str, Any]:
     return summary
 
 
-def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any], *, resume: bool) -> bool:
-    if not resume:
-        state = "a finished" if known["finished"] else "an unfinished"
-        go_on = "" if known["finished"] else "--resume to go on with it, "
-        raise NertoolError(f"{run} holds {state} run", f"{go_on}--force to start afresh, or another --output")
+def _is_run(run: Path) -> bool:
+    return (run / RUN_FILE).is_file()
+
+
+def _is_begun(run: Path) -> bool:
+    """Says whether a kill cut the making of the folder short: there is the manifest, and no run yet."""
+    manifest = run / MANIFEST_NAME
+    return manifest.is_file() and read_json(manifest).get("command") == "train"
+
+
+def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
     different = [
         f"{part}.{key} was {known['settings'][part].get(key)!r}, now {value!r}"
         for part, values in fingerprint["settings"].items()

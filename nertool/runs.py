@@ -17,7 +17,7 @@ from nertool.console import Advance, say
 from nertool.console import progress as show_progress
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
 from nertool.documents import Document
-from nertool.errors import InterruptedBySignalError, NertoolError
+from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
 from nertool.inference import Prepared, Runner, predict_sections, prepare
 from nertool.losses import binary_cross_entropy, prior_bias
@@ -95,7 +95,7 @@ class Session:
         if progress.step in self.evaluation_steps and progress.evaluated_step != progress.step:
             metrics = evaluate_split(self.model, self.split, self.runner, self.settings)
             name = self.settings.train.metric
-            value = metric_value(metrics, name)
+            value = float(metrics.get(name) or 0.0)  # null is 0/0; KAZU's scheme leaves out what was never predicted
             progress.evaluated_step = progress.step
             if better := value > progress.best_value:
                 progress.best_value, progress.best_step = value, progress.step
@@ -144,7 +144,7 @@ def train_run(
 
     Raises:
         InterruptedBySignalError: After saving a checkpoint, if a signal came in.
-        NertoolError: If the eval split lacks the metric, or the loss is not a number any more.
+        NertoolError: If the loss is not a number any more.
     """
     device = choose_device(settings.train.device)
     precision = choose_precision(settings.train.precision, device)
@@ -254,16 +254,16 @@ def evaluate_split(model: NerModel, split: EvalSplit, runner: Runner, settings: 
     return evaluation_report(pairs, model.scheme.labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
 
 
-def metric_value(metrics: dict[str, Any], name: str) -> float:
-    """Returns the number that picks the best model; null (0/0) counts as 0.
+def check_metric(name: str, labels: Sequence[str]) -> None:
+    """Makes sure that the metric which picks the best model exists.
 
     Raises:
-        NertoolError: If there is no such number.
+        NertoolError: If there is no such number in an evaluation of these classes.
     """
-    if name not in metrics or not isinstance(metrics[name], int | float | None):
-        numbers = sorted(key for key, value in metrics.items() if isinstance(value, int | float))
-        raise NertoolError(f"train.metric: there is no metric {name!r}", f"known: {', '.join(numbers)}")
-    return float(metrics[name] or 0.0)
+    report = evaluation_report([], labels, bootstrap_samples=0)
+    known = sorted(key for key, value in report.items() if isinstance(value, int | float | None))
+    if name not in known:
+        raise NertoolError(f"train.metric: there is no metric {name!r}{nearest_name(name, known)}", ", ".join(known))
 
 
 def channel_columns(cache: WindowCache, model: NerModel) -> npt.NDArray[np.int64]:

@@ -130,7 +130,7 @@ class EvaluateSettings(_Part):
 
 
 class PredictSettings(_Part):
-    """Running a trained model, in `predict` and `evaluate`."""
+    """Running a trained model, in `predict` and `evaluate`; the batch size also when training scores the eval split."""
 
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -218,7 +218,9 @@ def load_settings(
             problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}, not {item['input']!r}")
     if not problems:
         return settings
-    raise NertoolError("\n".join(problems), "docs/reference/settings.md lists every setting")
+    raise NertoolError(
+        "\n".join(problems), 'lists are written as in TOML: ["a", "b"]; docs/reference/settings.md lists every setting'
+    )
 
 
 Layer = tuple[str, Any, str]

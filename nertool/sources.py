@@ -56,7 +56,7 @@ class Source:
             return scan(self.read(), on_documents)
         cache = open_cache(self.path)
         counts = cache.info["counts"]
-        labels = Counter({label: n for label, n in counts["labels"].items() if label in cache.scheme.labels})
+        labels = Counter({label: counts["labels"].get(label, 0) for label in cache.scheme.labels})
         return Scan(
             counts["documents"], labels, tuple(cache.info["annotators"]), cache.info["fingerprint"]["documents"]
         )
@@ -74,5 +74,10 @@ class Source:
         if unknown := sorted(set(cache.scheme.labels) - set(scheme.labels)):
             raise NertoolError(
                 f"the cache {self.path} has classes that data.labels lacks: {', '.join(unknown)}", "build it anew"
+            )
+        if left_out := sorted((set(scheme.labels) - set(cache.scheme.labels)) & set(cache.info["counts"]["labels"])):
+            raise NertoolError(
+                f"the cache {self.path} was made without the classes {', '.join(left_out)}, which its documents hold",
+                "build it anew with the same data.labels",
             )
         return cache

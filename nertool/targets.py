@@ -63,7 +63,10 @@ def locate(sections: Sequence[Section], tokens: Tokens, scheme: LabelScheme) -> 
     first = np.searchsorted(ends, table[:, 2], side="right")
     last = np.searchsorted(starts, table[:, 3], side="left")
     found = first < last
-    word_ends = np.append(tokens.word_starts[1:], True) if len(starts) else tokens.word_starts
+    word_ends = np.zeros(len(starts), np.bool_)
+    if len(starts):
+        solid = np.where(tokens.ends > tokens.starts, np.arange(len(starts)), 0)
+        word_ends[np.maximum.reduceat(solid, np.flatnonzero(tokens.word_starts))] = True
     exact = np.zeros(len(table), np.bool_)
     exact[found] = (
         (starts[first[found]] == table[found, 2])

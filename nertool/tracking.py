@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from nertool.files import write_atomic
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -21,7 +23,7 @@ class Tracker:
     def __init__(self, run: Path, *, lines: int, step: int, tensorboard: bool) -> None:
         path = run / METRICS_FILE
         kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
-        path.write_bytes(b"".join(kept))
+        write_atomic(path, b"".join(kept))
         self.lines = len(kept)
         self._file = path.open("ab")
         self._writer: Any = None

@@ -1,4 +1,4 @@
-"""The training loop and the run around it."""
+"""The training loop, and what it needs: the plan of batches, the learning rate, the optimizer."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -194,6 +194,6 @@ def _read(running: Tensor, step: int) -> float:
     if not math.isfinite(loss):
         raise NertoolError(
             f"the loss is {loss} at step {step}",
-            "--resume from the last checkpoint won't help; start afresh with a lower train.learning_rate or fp32",
+            "--resume won't help; start afresh with a lower train.learning_rate or train.precision=fp32",
         )
     return loss

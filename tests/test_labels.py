@@ -4,7 +4,7 @@ import pytest
 
 from nertool.documents import Document, Entity, Section, Span
 from nertool.errors import NertoolError
-from nertool.labels import LabelScheme, count_labels, make_scheme
+from nertool.labels import LabelScheme, make_scheme
 
 
 def make_document(*labels: str) -> Document:
@@ -23,11 +23,6 @@ def test_no_classes_at_all_are_an_error_that_says_what_to_do():
     with pytest.raises(NertoolError, match="no entities") as error:
         make_scheme([])
     assert error.value.hint == "annotate them first"
-
-
-def test_entities_of_all_sections_are_counted():
-    assert count_labels([make_document("gene", "drug"), make_document("drug")]) == {"gene": 2, "drug": 3}
-    assert count_labels([]) == {}
 
 
 def test_begin_channels_double_the_outputs_and_have_names_of_their_own():

@@ -61,9 +61,10 @@ class Fitting:
 
 
 def _scheme(documents: list[Any]) -> Any:
-    from nertool.labels import count_labels, make_scheme
+    from nertool.cache_building import scan
+    from nertool.labels import make_scheme
 
-    return make_scheme(count_labels(documents))
+    return make_scheme(scan(documents).labels)
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

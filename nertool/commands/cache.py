@@ -54,7 +54,7 @@ def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False)
     """
     from nertool.cache_building import build_cache, scan
     from nertool.console import progress
-    from nertool.files import prepare_output
+    from nertool.files import check_output
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
@@ -62,7 +62,7 @@ def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False)
     from nertool.window_cache import is_cache
 
     if not is_cache(output):
-        prepare_output(output, force=force)
+        check_output(output, force=force, source=source)
     tokenizer = load_tokenizer(settings.model.name)
     report = ReadReport()
     with progress("reading", None, "documents") as advance:

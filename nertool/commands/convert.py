@@ -53,7 +53,7 @@ def run_convert(
     """
     from nertool.console import progress
     from nertool.errors import NertoolError, nearest_name
-    from nertool.files import new_folder, partial_path, prepare_output
+    from nertool.files import check_output, new_folder, partial_path, publish_file
     from nertool.formats import FORMATS, ReadReport, read_documents
     from nertool.formats.reading import report_reading, write_rejected
 
@@ -78,16 +78,17 @@ def run_convert(
             return dict(writer.losses)
 
     if to_format == "kazu":
+        check_output(output, force=force, source=source)
         with new_folder(output, "convert", force=force) as folder:
             losses = write(folder)
             write_rejected(report, folder / "rejected.jsonl")
     else:
-        prepare_output(output, force=force, as_file=True)
+        check_output(output, force=force, as_file=True, source=source)
         partial = partial_path(output)
         try:
             losses = write(partial)
             write_rejected(report, output.with_name(f"{output.name}.rejected.jsonl"))
-            partial.replace(output)
+            publish_file(partial, output)
         finally:
             partial.unlink(missing_ok=True)
     report_reading(report)

@@ -66,9 +66,9 @@ def run_evaluate(
     from nertool.console import progress
     from nertool.devices import choose_device, choose_precision
     from nertool.documents import Document
-    from nertool.files import new_folder, prepare_output
+    from nertool.files import check_output, new_folder
     from nertool.formats import FORMATS, ReadReport
-    from nertool.formats.reading import report_reading
+    from nertool.formats.reading import report_reading, write_rejected
     from nertool.inference import Runner, predict_documents
     from nertool.metrics import SectionPair, evaluation_report
     from nertool.model import load_model
@@ -77,7 +77,7 @@ def run_evaluate(
     from nertool.targets import locate
 
     if predictions is not None:
-        prepare_output(predictions, force=force)
+        check_output(predictions, force=force, source=source)
     device = choose_device(settings.predict.device)
     model = load_model(model_folder)
     model.to(device)
@@ -119,6 +119,7 @@ def run_evaluate(
         with new_folder(predictions, "evaluate", force=force) as folder, writer_type(folder) as writer:
             for document in predicted_documents:
                 writer.write(document)
+            write_rejected(reading, folder / "rejected.jsonl")
     report_reading(reading)
     return report
 

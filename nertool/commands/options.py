@@ -57,21 +57,29 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             _print_error(
                 f"{where}{error.strerror or error}",
-                "free some space and run the same command again; nothing half-written was left" if full else None,
+                "free some space, then the same command again (train: with --resume)" if full else None,
+            )
+            raise typer.Exit(2) from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; importing it only to name it would take seconds
+                raise
+            _print_error(
+                f"the device is out of memory: {str(error).splitlines()[0]}",
+                "lower train.tokens_per_batch and raise train.accumulate_batches; or predict.tokens_per_batch",
             )
             raise typer.Exit(2) from error
         except InterruptedBySignalError as error:
             _print_error(f"interrupted: {error.saved}", None)
             raise typer.Exit(128 + error.signal_number) from error
         except KeyboardInterrupt as error:
-            _print_error("interrupted: run the same command again", None)
+            _print_error("interrupted: the same command goes on or starts again (train: with --resume)", None)
             raise typer.Exit(128 + signal.SIGINT) from error
 
     return wrapped
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise InterruptedBySignalError(signal.SIGTERM, "run the same command again")
+    raise InterruptedBySignalError(signal.SIGTERM, "the same command goes on or starts again (train: with --resume)")
 
 
 def _print_error(message: str, hint: str | None) -> None:
@@ -79,9 +87,9 @@ def _print_error(message: str, hint: str | None) -> None:
 
     console = stderr_console()
     console.print("Error:", style="bold red", end=" ")
-    console.print(message, markup=False)
+    console.print(message)
     if hint:
-        console.print(f"  → {hint}", markup=False)
+        console.print(f"  → {hint}")
 
 
 def settings_from(config: Path | None, assignments: list[str] | None, options: dict[str, Any]) -> Any:

@@ -65,14 +65,14 @@ def run_predict(
     from nertool.cache_building import scan
     from nertool.console import progress
     from nertool.devices import choose_device, choose_precision
-    from nertool.files import prepare_output
+    from nertool.files import check_output
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import report_reading
     from nertool.inference import Runner, predict_documents
     from nertool.model import load_model, model_digest
     from nertool.prediction_output import PredictionOutput, is_document_file
 
-    prepare_output(output, force=force, as_file=is_document_file(output))
+    check_output(output, force=force, as_file=is_document_file(output), source=source)
     device = choose_device(settings.predict.device)
     precision = choose_precision(settings.predict.precision, device)
     model = load_model(model_folder)

@@ -59,11 +59,12 @@ def run_split(source: Path, output: Path, settings: Any, *, force: bool = False)
     """
     from nertool.console import progress
     from nertool.errors import NertoolError
-    from nertool.files import new_folder, write_json
+    from nertool.files import check_output, new_folder, write_json
     from nertool.formats import FORMATS, ReadReport, read_documents
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.splitting import SIDES, plan_split, summarise
 
+    check_output(output, force=force, source=source)
     with new_folder(output, "split", force=force) as folder:
         report = ReadReport()
         summaries = []

@@ -67,18 +67,16 @@ def run_train(
     from nertool.commands.cache import show_cache
     from nertool.console import progress, say
     from nertool.devices import choose_device, seed_everything
-    from nertool.files import prepare_output
     from nertool.formats import ReadReport
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
     from nertool.model import load_tokenizer, new_model
-    from nertool.run_folder import open_run, summary_of
-    from nertool.runs import train_run
+    from nertool.run_folder import check_run_folder, open_run, summary_of
+    from nertool.runs import check_metric, train_run
     from nertool.sources import Source
 
     choose_device(settings.train.device)  # before the long work, not after it
-    if not output.exists():
-        prepare_output(output, force=force)
+    check_run_folder(output, resume=resume, force=force)
     reading = ReadReport()
     train_source = Source(train_data, settings, reading)
     eval_documents = Source(eval_data, settings, reading).read_all()
@@ -86,8 +84,9 @@ def run_train(
     with progress("reading", None, "documents") as advance:
         train_scan = train_source.scan(advance)
     scheme = make_scheme(
-        settings.data.labels or train_scan.labels | eval_scan.labels, begin=settings.model.begin_channels
+        settings.data.labels or {*train_scan.labels, *eval_scan.labels}, begin=settings.model.begin_channels
     )
+    check_metric(settings.train.metric, scheme.labels)
     tokenizer = load_tokenizer(settings.model.name)
     cache = train_source.open_cache(tokenizer, scheme)
     seed_everything(settings.train.seed)

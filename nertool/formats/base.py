@@ -11,7 +11,7 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document
 
 # Files that nertool writes beside documents; they hold none.
-SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl"}
+SIDE_FILES = {"split.json", "rejected.jsonl"}
 
 
 class Record(NamedTuple):

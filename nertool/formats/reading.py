@@ -110,7 +110,7 @@ def _files(path: Path, format_name: str | None, texts: bool, report: ReadReport)
     subfolders = []
     found = False
     for file in sorted(path.iterdir()):
-        if file.name.startswith(".") or file.name in SIDE_FILES:
+        if file.name.startswith(".") or file.name in SIDE_FILES or file.name.endswith(".rejected.jsonl"):
             continue
         if file.is_dir():
             subfolders.append(file.name)
@@ -142,6 +142,7 @@ def _by_ending(file: Path, texts: bool) -> Format | None:
 
 def write_rejected(report: ReadReport, path: Path) -> None:
     """Writes the invalid documents that were set aside, with their reasons, one per line; no file if there are none."""
+    path.unlink(missing_ok=True)  # of an earlier run
     if report.rejected:
         write_atomic(path, b"".join(orjson.dumps(item.to_json()) + b"\n" for item in report.rejected))
 
