@@ -223,27 +223,22 @@ def _add_chunk(line: dict[str, Any], total: Representation, counts: Counter[str]
 
 def _resume(partial: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
     """Brings a half-built cache to its last vouched state; starts afresh if something else began it."""
-    begun = partial / _FINGERPRINT
-    if not begun.is_file() or read_json(begun) != wanted:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for name in (*DATA_FILES, _JOURNAL):
-            (partial / name).touch()
-        write_json(begun, wanted)  # last: from here on there is something to go on with
-        return []
-    lines = []
-    journal = partial / _JOURNAL
-    whole = b""
-    for line in journal.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        lines.append(orjson.loads(line))
-        whole += line
-    journal.write_bytes(whole)
-    for name, size in zip(DATA_FILES, lines[-1]["bytes"] if lines else [0] * len(DATA_FILES), strict=True):
-        with (partial / name).open("ab") as file:
-            file.truncate(size)
-    return lines
+    begun, journal = partial / _FINGERPRINT, partial / _JOURNAL
+    if begun.is_file() and journal.is_file() and read_json(begun) == wanted:
+        whole = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        lines = [orjson.loads(line) for line in whole]
+        sizes = dict(zip(DATA_FILES, lines[-1]["bytes"] if lines else [0] * len(DATA_FILES), strict=True))
+        if all((partial / name).is_file() and (partial / name).stat().st_size >= sizes[name] for name in DATA_FILES):
+            journal.write_bytes(b"".join(whole))
+            for name, size in sizes.items():
+                os.truncate(partial / name, size)
+            return lines
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name in (*DATA_FILES, _JOURNAL):
+        (partial / name).touch()
+    write_json(begun, wanted)  # last: from here on there is something to go on with
+    return []
 
 
 def _durable_size(path: Path) -> int:

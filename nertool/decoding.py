@@ -63,7 +63,7 @@ def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float
     words = np.add.reduceat(logits[:, :count] * solid, firsts, axis=0) / np.maximum(sizes, 1)
     words = np.where(sizes > 0, words, _NEVER)
     starts = tokens.starts[firsts].astype(np.int64)
-    ends = np.maximum.reduceat(tokens.ends, firsts).astype(np.int64)
+    ends = np.maximum.reduceat(np.where(solid[:, 0], tokens.ends, 0), firsts).astype(np.int64)
     sections = np.searchsorted(tokens.section_bounds, firsts, side="right") - 1
     new_section = np.append(True, sections[1:] != sections[:-1])
     after_space = new_section | np.append(True, starts[1:] > ends[:-1])

@@ -242,6 +242,84 @@ def test_a_folder_of_the_users_is_never_touched(tmp_path: Path, corpus: tuple[Pa
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
 
+def test_a_failed_command_with_force_leaves_the_older_output(
+    tmp_path: Path, corpus: tuple[Path, Path], backbone: Path, run: Path
+) -> None:
+    for command in (
+        ("predict", run / "model", corpus[1], "out"),
+        ("cache", corpus[1], "cache", "--model", backbone, *SMALL),
+        ("evaluate", run / "model", corpus[1], "--predictions", "found"),
+        ("convert", corpus[1], "copy"),
+        ("split", corpus[1], "split"),
+    ):
+        succeed(*command)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    next(corpus[1].iterdir()).write_text("{")
+    for command in (
+        ("predict", run / "model", corpus[1], "out"),
+        ("predict", tmp_path / "typo", corpus[0], "out"),
+        ("cache", corpus[1], "cache", "--model", backbone, *SMALL),
+        ("evaluate", run / "model", corpus[1], "--predictions", "found"),
+        ("convert", corpus[1], "copy"),
+        ("split", corpus[1], "split"),
+    ):
+        refuse(*command, "--force")
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_an_output_is_never_the_input(corpus: tuple[Path, Path], backbone: Path, run: Path) -> None:
+    succeed("convert", corpus[0], "docs")
+    for command in (
+        ("predict", run / "model", "docs", "docs"),
+        ("cache", "docs", "docs", "--model", backbone, *SMALL),
+        ("evaluate", run / "model", "docs", "--predictions", "docs"),
+        ("convert", "docs", "docs"),
+        ("split", "docs", "docs"),
+    ):
+        assert "is the input, too" in refuse(*command, "--force")
+    assert len(list(Path("docs").glob("doc-*.json"))) == 24
+
+
+def test_a_run_folder_that_a_kill_left_half_made_can_be_used(
+    corpus: tuple[Path, Path], backbone: Path, run: Path
+) -> None:
+    Path("again").mkdir()
+    shutil.copy(run / ".nertool.json", "again")
+    Path("again/.run.json.tmp").write_text("{")
+    succeed("train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN)
+    Path("again/.run.json.tmp").write_text("{")
+    succeed(
+        "train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN, "--force"
+    )
+
+
+def test_a_metric_that_does_not_exist_is_refused_before_the_training(corpus: tuple[Path, Path], backbone: Path) -> None:
+    train = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", backbone, *TRAIN]
+    message = refuse(*train, "--set", "train.metric=micro_F1")
+    assert "there is no metric 'micro_F1' (did you mean 'micro_f1'?)" in message
+    assert not Path("out").exists()
+    succeed(*train, "--set", "train.metric=gene_f1", "--set", "evaluate.scheme=kazu")
+
+
+def test_a_cache_of_fewer_classes_is_refused(corpus: tuple[Path, Path], backbone: Path) -> None:
+    succeed("cache", corpus[0], "cache", "--model", backbone, *SMALL, "--set", 'data.labels=["gene"]')
+    train = ["train", "--train", "cache", "--eval", corpus[1], "--output", "out", "--model", backbone, *TRAIN]
+    assert "without the classes disease, drug, organ" in refuse(*train)
+    succeed(*train, "--set", 'data.labels=["gene"]')
+
+
+def test_class_names_with_brackets_and_commas_are_shown_as_they_are(tmp_path: Path, backbone: Path) -> None:
+    name = "gene [/human], or [bold]product"
+    documents = make_corpus(20)
+    folder = write_documents(tmp_path / "documents", documents)
+    for file in folder.iterdir():
+        file.write_text(file.read_text().replace('"entity_class":"gene"', f'"entity_class":"{name}"'))
+    assert name in succeed("split", folder, "split").stderr
+    train = ["train", "--train", "split/train", "--eval", "split/eval", "--output", "run", "--model", backbone, *TRAIN]
+    succeed(*train)
+    assert name in succeed("evaluate", "run/model", "split/test").stderr
+
+
 BAD = {
     "malformed": b'{"sections": [{"text": "abc"',
     "past-the-end": b'{"idx": "x", "sections": [{"name": "t", "text": "abc", "entities": [{"match": "c",'

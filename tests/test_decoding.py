@@ -4,11 +4,15 @@ import itertools
 import re
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nertool.decoding import decode
+from nertool.documents import Entity, Section, Span
 from nertool.labels import make_scheme
+from nertool.representation import represent
+from nertool.targets import locate
 from nertool.windows import SectionTokenizer, Tokens
 
 SCHEME = make_scheme(["disease", "gene"])
@@ -127,3 +131,28 @@ def test_the_score_is_the_mean_probability_of_the_words(tokenizer: SectionTokeni
 def test_nothing_in_gives_nothing_out(tokenizer: SectionTokenizer) -> None:
     tokens = tokenizer.tokenize(["", " "])
     assert spans_of(tokens, np.zeros((len(tokens.ids), 2)))[0] == []
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> SectionTokenizer:
+    """A byte-level tokenizer, as RoBERTa and ModernBERT have: line breaks and double blanks are tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate([*alphabet, "<pad>"])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return SectionTokenizer.wrap(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>"), "byte-level")
+
+
+@pytest.mark.parametrize("gap", [" ", "\n", "  ", " \n\n "])
+def test_white_space_tokens_have_no_say_in_the_word_before_them(byte_level: SectionTokenizer, gap: str) -> None:
+    text = f"p53{gap}gene"
+    tokens = byte_level.tokenize([text])
+    inside = np.array([start < 3 and end > start for start, end in zip(tokens.starts, tokens.ends, strict=True)])
+    logits = np.stack([np.full(len(inside), -9), np.where(inside, 1.0, -9)], axis=1)
+    assert spans_of(tokens, logits)[0] == [(0, 1, 0, 3)]
+    sections = [Section("s", text, (Entity("gene", (Span(0, 3),), "p53"),))]
+    spans = locate(sections, tokens, SCHEME)
+    assert spans.exact.all()
+    assert represent(sections, tokens, spans, SCHEME).kept == 1

@@ -211,6 +211,33 @@ def test_older_checkpoints_go_and_no_pickle_is_written(tmp_path: Path, backbone:
     assert {path.suffix for path in (tmp_path / "c").rglob("*.*")} <= {".json", ".safetensors", ""}
 
 
+def test_a_second_save_after_one_step_never_leaves_no_checkpoint(
+    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Fitting(tmp_path, backbone)
+
+    def save() -> Path:
+        return save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+
+    first = save()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nertool.checkpoints.publish_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        save()
+    assert latest_checkpoint(tmp_path / "c") == first
+    run.progress.evaluated_step = 0
+    second, third = save(), save()
+    assert latest_checkpoint(tmp_path / "c") == third and not second.exists()
+    assert load_checkpoint(third, run.model.network, run.optimizer, run.scaler).evaluated_step == 0
+
+
+def test_a_run_may_go_on_in_another_precision(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    path = save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    load_checkpoint(path, run.model.network, run.optimizer, scaler)
+    assert scaler.is_enabled()
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
     path = save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)

@@ -164,6 +164,34 @@ def test_a_damaged_cache_is_refused(tmp_path: Path, tokenizer: SectionTokenizer)
         open_cache(tmp_path / "cache")
 
 
+def test_a_damaged_cache_is_built_anew_with_force(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    documents = make_corpus(3)
+    whole = contents(build(tmp_path / "cache", documents, tokenizer).path)
+    (tmp_path / "cache/tokens.bin").write_bytes(b"")
+    with pytest.raises(NertoolError, match="damaged"):
+        build(tmp_path / "cache", documents, tokenizer)
+    assert contents(build(tmp_path / "cache", documents, tokenizer, force=True).path) == whole
+
+
+@pytest.mark.parametrize("lost", ["journal.jsonl", "fingerprint.json", "tokens.bin"])
+def test_a_half_built_cache_that_lacks_a_file_is_built_anew(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    documents = make_corpus(3)
+    whole = contents(build(tmp_path / "whole", documents, tokenizer).path)
+
+    def killed(path: Path, value: Any) -> None:
+        if path.name == "cache.json":
+            raise Killed
+        _write(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_building, "write_json", killed)
+        build(tmp_path / "cut", documents, tokenizer)
+    (tmp_path / ".cut.partial" / lost).unlink()
+    assert contents(build(tmp_path / "cut", documents, tokenizer).path) == whole
+
+
 def test_what_another_job_left_half_done_is_not_used(
     tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
