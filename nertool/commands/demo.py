@@ -33,7 +33,8 @@ def demo(
         return
     say("")
     show_report(report)
-    say(f"\nDone in {time.monotonic() - begun:.0f} s. The sample documents were written for this and share their vocabulary; real texts are harder.")
+    say(f"\nDone in {time.monotonic() - begun:.0f} s.")
+    say("The sample documents were written for this and share their vocabulary; real texts are harder.")
     say(
         "Next, with documents of your own (KAZU's JSON, or nertool convert corpus.PubTator docs --from pubtator):\n"
         "  nertool split docs split\n"
