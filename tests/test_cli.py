@@ -291,6 +291,7 @@ def test_a_run_folder_that_a_kill_left_half_made_can_be_used(
     succeed(
         "train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN, "--force"
     )
+    assert json.loads(Path("again/run.json").read_text())["finished"]
 
 
 def test_a_metric_that_does_not_exist_is_refused_before_the_training(corpus: tuple[Path, Path], backbone: Path) -> None:
