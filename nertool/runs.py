@@ -230,7 +230,8 @@ def _follow(steps: Iterable[StepReport], session: Session, advance: Advance, sto
             note = f"loss {report.loss:.4f}, {rate:,.0f} tokens/s"
             values = {"loss": report.loss, "learning_rate": report.learning_rate, "tokens_per_second": round(rate, 1)}
             session.tracker.write(report.step, "train", values)
-        advance(report.step, note)
+        best = f", best {session.settings.train.metric} {session.progress.best_value:.3f}"
+        advance(report.step, note + (best if session.progress.best_step >= 0 else ""))
         stop.check()
         if session.evaluate_if_due():
             return True
