@@ -72,9 +72,7 @@ def kazu(session: nox.Session) -> None:
     """Compares with KAZU's own code, which gets an environment of its own, as its dependencies differ."""
     session.install("kazu==2.4.0", "tensorboard", "torch<2.14")
     python = Path(session.bin) / "python"
-    session.run(
-        HERE, "-m", "pytest", "-m", "kazu", *session.posargs, env={"KAZU_PYTHON": str(python)}, external=True
-    )
+    session.run(HERE, "-m", "pytest", "-m", "kazu", *session.posargs, env={"KAZU_PYTHON": str(python)}, external=True)
 
 
 @nox.session
