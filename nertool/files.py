@@ -207,20 +207,23 @@ def write_manifest(folder: Path, command: str, *, trees: tuple[str, ...] = (), *
 
 
 @contextmanager
-def new_folder(path: Path, command: str, *, force: bool = False, **facts: Any) -> Iterator[Path]:
+def new_folder(
+    path: Path, command: str, *, force: bool = False, source: Path | None = None, **facts: Any
+) -> Iterator[Path]:
     """Gives a temporary folder that becomes `path`, whole, when the block ends without an exception.
 
     Args:
         path: The folder to create.
         command: The command that makes it, for the manifest.
         force: Replace an older output of nertool's; it stays until the new one is whole.
+        source: What is read; it must be another place.
         **facts: What the manifest should tell about the making.
 
     Raises:
         NertoolError: If `path` may not be created.
     """
     recover_folder(path)
-    check_output(path, force=force)
+    check_output(path, force=force, source=source)
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()

@@ -78,8 +78,7 @@ def run_convert(
             return dict(writer.losses)
 
     if to_format == "kazu":
-        check_output(output, force=force, source=source)
-        with new_folder(output, "convert", force=force) as folder:
+        with new_folder(output, "convert", force=force, source=source) as folder:
             losses = write(folder)
             write_rejected(report, folder / "rejected.jsonl")
     else:

@@ -67,7 +67,8 @@ def run_evaluate(
     from nertool.devices import choose_device, choose_precision
     from nertool.documents import Document
     from nertool.files import check_output, new_folder
-    from nertool.formats import FORMATS, ReadReport
+    from nertool.formats import ReadReport
+    from nertool.formats.kazu import KazuWriter
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.inference import Runner, predict_documents
     from nertool.metrics import SectionPair, evaluation_report
@@ -114,9 +115,7 @@ def run_evaluate(
         "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in model.scheme.labels)),
     }
     if predictions is not None:
-        writer_type = FORMATS["kazu"].writer
-        assert writer_type is not None
-        with new_folder(predictions, "evaluate", force=force) as folder, writer_type(folder) as writer:
+        with new_folder(predictions, "evaluate", force=force) as folder, KazuWriter(folder) as writer:
             for document in predicted_documents:
                 writer.write(document)
             write_rejected(reading, folder / "rejected.jsonl")

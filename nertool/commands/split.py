@@ -57,15 +57,17 @@ def run_split(source: Path, output: Path, settings: Any, *, force: bool = False)
     Raises:
         NertoolError: If documents are invalid, too few, or the output can't be made.
     """
+    from contextlib import ExitStack
+
     from nertool.console import progress
     from nertool.errors import NertoolError
-    from nertool.files import check_output, new_folder, write_json
-    from nertool.formats import FORMATS, ReadReport, read_documents
+    from nertool.files import new_folder, write_json
+    from nertool.formats import ReadReport, read_documents
+    from nertool.formats.kazu import KazuWriter
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.splitting import SIDES, plan_split, summarise
 
-    check_output(output, force=force, source=source)
-    with new_folder(output, "split", force=force) as folder:
+    with new_folder(output, "split", force=force, source=source) as folder, ExitStack() as stack:
         report = ReadReport()
         summaries = []
         with progress("comparing", None, "documents") as advance:
@@ -73,11 +75,7 @@ def run_split(source: Path, output: Path, settings: Any, *, force: bool = False)
                 summaries.append(summarise(document))
                 advance(report.documents)
         plan = plan_split(summaries, settings.split_fractions, settings.split_seed, settings.duplicate_similarity)
-        kazu = FORMATS["kazu"].writer
-        assert kazu is not None
-        writers = {side: kazu(folder / side) for side in SIDES}
-        for writer in writers.values():
-            writer.__enter__()
+        writers = {side: stack.enter_context(KazuWriter(folder / side)) for side in SIDES}
         with progress("writing", report.documents, "documents") as advance:
             second = ReadReport()
             for document in read_documents(source, second, skip_invalid=settings.skip_invalid):

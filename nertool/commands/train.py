@@ -70,7 +70,7 @@ def run_train(
     from nertool.formats import ReadReport
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
-    from nertool.model import load_tokenizer, new_model
+    from nertool.model import new_model
     from nertool.run_folder import check_run_folder, open_run, summary_of
     from nertool.runs import check_metric, train_run
     from nertool.sources import Source
@@ -87,10 +87,9 @@ def run_train(
         settings.data.labels or {*train_scan.labels, *eval_scan.labels}, begin=settings.model.begin_channels
     )
     check_metric(settings.train.metric, scheme.labels)
-    tokenizer = load_tokenizer(settings.model.name)
-    cache = train_source.open_cache(tokenizer, scheme)
     seed_everything(settings.train.seed)
     model = new_model(settings.model, settings.windows, scheme)
+    cache = train_source.open_cache(model.tokenizer, scheme)
     digests = {"train": train_scan.digest, "eval": eval_scan.digest}
     if open_run(output, settings, digests, resume=resume, force=force):
         say(f"{output} is finished already")
@@ -103,7 +102,7 @@ def run_train(
             cache = build_cache(
                 output / "cache",
                 train_source.read_again,
-                tokenizer,
+                model.tokenizer,
                 settings.windows,
                 scanned=train_scan,
                 scheme=scheme,
