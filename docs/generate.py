@@ -28,6 +28,7 @@ _TYPES = {
     "number": "number",
     "string": "text",
     "null": "unset",
+    "object": "table",
 }
 _NOTE = "<!-- Written by docs/generate.py from {source}. Change it there, then run: python docs/generate.py -->"
 
@@ -125,11 +126,11 @@ def _type(rule: dict[str, Any]) -> str:
     if "enum" in rule:
         return "one of " + ", ".join(f"`{value}`" for value in rule["enum"])
     if "anyOf" in rule:
-        return " or ".join(_type(choice) for choice in rule["anyOf"])
+        return " or ".join(_type(choice) for choice in rule["anyOf"] if choice.get("type") != "null")
     if rule["type"] == "array":
         item = rule["prefixItems"][0] if "prefixItems" in rule else rule["items"]
         return f"list of {rule.get('minItems', '')} {_TYPES[item['type']]}s".replace("  ", " ")
-    return _TYPES[rule["type"]]
+    return {"path": "path", "password": "secret"}.get(rule.get("format", "")) or _TYPES[rule["type"]]
 
 
 def _range(rule: dict[str, Any]) -> list[str]:
@@ -145,7 +146,7 @@ def _range(rule: dict[str, Any]) -> list[str]:
 def _value(value: Any) -> str:
     if value is None:
         return "unset"
-    if value == []:
+    if value in ([], {}, ""):
         return "empty"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

@@ -21,6 +21,7 @@ from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError
 from nertool.files import check_output, partial_path, read_json, replace_folder, write_json, write_manifest
 from nertool.labels import LabelScheme
+from nertool.provenance import annotators
 from nertool.representation import Representation, represent
 from nertool.settings import WindowSettings
 from nertool.targets import locate, paint
@@ -54,17 +55,17 @@ class Scan:
 def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = lambda _: None) -> Scan:
     """Reads all documents once; `on_documents` is told how many are done."""
     labels: Counter[str] = Counter()
-    annotators: set[str] = set()
+    known: set[str] = set()
     digest = hashlib.sha256()
     count = 0
     for document in documents:
         count += 1
         entities = [entity for section in document.sections for entity in section.entities]
         labels.update(entity.label for entity in entities)
-        annotators.update(entity.namespace for entity in entities)
+        known.update(annotators(document))
         digest.update(dump_document(document))
         on_documents(count)
-    return Scan(count, labels, tuple(sorted(annotators)), digest.hexdigest())
+    return Scan(count, labels, tuple(sorted(known)), digest.hexdigest())
 
 
 def fingerprint(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nertool import __version__
-from nertool.commands import cache, convert, demo, evaluate, predict, split, train
+from nertool.commands import annotate, cache, convert, demo, evaluate, predict, split, train
 
 app = typer.Typer(
     name="nertool",
@@ -34,7 +34,10 @@ def _main(
     """From texts annotated by an LLM to a small, fast, trustworthy biomedical NER model."""
 
 
-for _command in (demo.demo, convert.convert, split.split, cache.cache, train.train, evaluate.evaluate, predict.predict):
+for _command in (
+    demo.demo, convert.convert, annotate.annotate, split.split, cache.cache, train.train, evaluate.evaluate,
+    predict.predict,
+):  # fmt: skip
     app.command()(_command)
 
 

@@ -12,6 +12,7 @@ from nertool.decoding import Floats, decode
 from nertool.devices import autocast
 from nertool.documents import Document, Entity, Section, Span
 from nertool.model import NerModel
+from nertool.provenance import without_provenance
 from nertool.windows import Tokens, Windows, plan_windows
 
 
@@ -120,7 +121,7 @@ def predict_documents(
         predicted = iter(predict_sections(model, prepare(sections, model), runner))
         yield [
             replace(
-                document,
+                without_provenance(document),
                 sections=tuple(replace(section, entities=next(predicted)) for section in document.sections),
             )
             for document in chunk

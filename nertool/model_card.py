@@ -14,7 +14,7 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         model: The model.
         metrics: What `evaluate --json` prints for the eval split.
         settings: The settings of the run.
-        facts: `train` and `eval` counts, and the namespaces of the annotations.
+        facts: `train` and `eval` counts, and who annotated them.
     """
     rows = [
         f"| {label} | {_number(metrics.get(f'{label}_precision'))} | {_number(metrics.get(f'{label}_recall'))} "

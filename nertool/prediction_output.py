@@ -18,17 +18,13 @@ from nertool.files import (
     write_json,
     write_manifest,
 )
-from nertool.formats import FORMATS, ReadReport
+from nertool.formats import ReadReport
 from nertool.formats.jsonl import JsonlWriter
 from nertool.formats.kazu import KazuWriter
+from nertool.formats.output import is_document_file
 from nertool.formats.reading import write_rejected
 
 _JOB_FILE = "job.json"
-
-
-def is_document_file(path: Path) -> bool:
-    """Tells whether predictions go into one file, by its ending, or into a folder."""
-    return path.name.lower().endswith(FORMATS["jsonl"].endings)
 
 
 class PredictionOutput:

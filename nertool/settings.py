@@ -5,12 +5,13 @@ Precedence: command-line option > `--set train.epochs=3` > environment `NERTOOL_
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from nertool.errors import NertoolError, nearest_name
@@ -142,6 +143,66 @@ class PredictSettings(_Part):
     )
 
 
+class AnnotateSettings(_Part):
+    """Asking an LLM for entities, and finding them in the text."""
+
+    model: str = Field("", description="The LLM's name at the endpoint; there is no default, as it costs money.")
+    base_url: str = Field(
+        "https://api.openai.com/v1",
+        description="The endpoint, OpenAI-compatible: OpenAI, Azure, Gemini, Vertex, vLLM, Ollama.",
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        description="The endpoint's key; best set as `NERTOOL_ANNOTATE__API_KEY`. Never shown or saved.",
+    )
+    classes: Path | None = Field(
+        None, description="TOML file with the classes to ask for. Unset: the 18 of KAZU's published model."
+    )
+    prompt: Path | None = Field(
+        None, description="File with the prompt, with `$text` and `$classes` in it. Unset: the built-in one."
+    )
+    answer_format: Literal["json_schema", "json_object", "text"] = Field(
+        "json_schema",
+        description="How the endpoint is told to answer in JSON: by schema, as any object, or not at all.",
+    )
+    temperature: float = Field(0.0, ge=0.0, le=2.0, description="The LLM's temperature.")
+    seed: int | None = Field(None, description="The LLM's seed, where the endpoint has one.")
+    max_answer_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longest answer in tokens (`max_completion_tokens`). Unset: what the endpoint allows."
+    )
+    extra_body: dict[str, Any] = Field(
+        {}, description='Further fields of each request, such as `{reasoning_effort="low"}`.'
+    )
+    max_text_tokens: int = Field(
+        2000, ge=50,
+        description="Longest text to ask for at once, in tokens of about four characters; longer sections are cut.",
+    )  # fmt: skip
+    join_sections: bool = Field(
+        False, description="Ask for neighbouring sections of a document together as long as they fit."
+    )
+    concurrency: int = Field(16, ge=1, description="Requests at a time.")
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="At most so many requests a minute. Unset: no limit but the endpoint's."
+    )
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="At most so many tokens a minute, requests and (expected) answers. Unset: no limit."
+    )
+    retries: int = Field(8, ge=0, description="How often to ask again when the endpoint is busy, broken or silent.")
+    timeout_seconds: float = Field(300.0, gt=0.0, description="How long to wait for an answer.")
+    input_price: float = Field(0.0, ge=0.0, description="Price of a million tokens of requests, in your currency.")
+    output_price: float = Field(0.0, ge=0.0, description="Price of a million tokens of answers, in your currency.")
+    max_cost: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="Stop before all answers in the file together cost more than this; needs the prices."
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop before all answers in the file together take more tokens than this."
+    )
+    fuzzy_similarity: float = Field(
+        0.9, gt=0.0, le=1.0,
+        description="Share of characters that must agree where a mention is found in no other way; 1: never guess.",
+    )  # fmt: skip
+
+
 class Settings(BaseSettings):
     """All settings of nertool."""
 
@@ -156,6 +217,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     predict: PredictSettings = PredictSettings()
+    annotate: AnnotateSettings = AnnotateSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -208,14 +270,15 @@ def load_settings(
             known = {f"{section}.{field}" for field in part.model_fields}
             problems.append(f"{origin}: unknown setting {name!r}{nearest_name(name, known)}")
             continue
-        merged.setdefault(section, {})[key] = value
+        merged.setdefault(section, {})[key] = str(value) if name in _SECRETS else value
         origins[name] = origin
     try:
         settings = Settings(**merged)  # type: ignore[arg-type]
     except ValidationError as error:
         for item in error.errors():
             name = ".".join(map(str, item["loc"][:2]))
-            problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}, not {item['input']!r}")
+            given = "" if name in _SECRETS else f", not {item['input']!r}"
+            problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}{given}")
     if not problems:
         return settings
     raise NertoolError(
@@ -224,6 +287,15 @@ def load_settings(
 
 
 Layer = tuple[str, Any, str]
+
+# What follows a name like these is not shown, even where the name is misspelt or the equals sign is missing.
+_SECRET_VALUE = re.compile(r"(?<=key|ken)(?!s_).+|(?<=secret|passwd).+|(?<=password).+", re.IGNORECASE | re.DOTALL)
+_SECRETS = {
+    f"{section}.{key}"
+    for section, part in Settings.model_fields.items()
+    for key, field in part.annotation.model_fields.items()  # type: ignore[union-attr]
+    if "Secret" in str(field.annotation)
+}
 
 
 def _file_layer(config_file: Path | None) -> list[Layer]:
@@ -246,26 +318,30 @@ def _file_layer(config_file: Path | None) -> list[Layer]:
 
 
 def _environment_layer(environment: Mapping[str, str]) -> list[Layer]:
-    return [
-        (variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1), _value(text), variable)
-        for variable, text in sorted(environment.items())
-        if variable.startswith(ENVIRONMENT_PREFIX)
-    ]
+    layers: list[Layer] = []
+    for variable, text in sorted(environment.items()):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1)
+            layers.append((name, _value(name, text), variable))
+    return layers
 
 
 def _assignment_layer(assignments: Sequence[str], problems: list[str]) -> list[Layer]:
     layers: list[Layer] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
+        origin = f"--set {_SECRET_VALUE.sub('…', assignment)}"
         if not equals:
-            problems.append(f"--set {assignment}: write --set SECTION.NAME=VALUE")
+            problems.append(f"{origin}: write --set SECTION.NAME=VALUE")
         else:
-            layers.append((name.strip(), _value(text.strip()), f"--set {assignment}"))
+            layers.append((name.strip(), _value(name.strip(), text.strip()), origin))
     return layers
 
 
-def _value(text: str) -> Any:
-    """Reads a value as TOML does where it is TOML (numbers, true, lists); anything else is a string."""
+def _value(name: str, text: str) -> Any:
+    """Reads a value as TOML does where it is TOML (numbers, true, lists); all else is a string, and so are secrets."""
+    if name in _SECRETS:
+        return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

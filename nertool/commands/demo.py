@@ -8,7 +8,17 @@ import typer
 
 from nertool.commands.options import Force, Json, command
 
-_TREES = ("split/", "cache/", "run/", "predictions/", ".cache.partial/", ".split.partial/", ".predictions.partial/")
+_TREES = (
+    "documents/",
+    "split/",
+    "cache/",
+    "run/",
+    "predictions/",
+    ".documents.partial/",
+    ".cache.partial/",
+    ".split.partial/",
+    ".predictions.partial/",
+)
 # 60 documents are few: more passes over them, still within a few minutes.
 _SETTINGS = {"model.name": "minilm", "train.epochs": 12, "train.evaluations_per_epoch": 0.25}
 
@@ -36,7 +46,8 @@ def demo(
     say(f"\nDone in {time.monotonic() - begun:.0f} s.")
     say("The sample documents were written for this and share their vocabulary; real texts are harder.")
     say(
-        "Next, with documents of your own (KAZU's JSON, or nertool convert corpus.PubTator docs --from pubtator):\n"
+        "Next, with texts of your own (or documents: KAZU's JSON, or nertool convert corpus.PubTator docs):\n"
+        "  nertool annotate texts docs --llm NAME --dry-run\n"
         "  nertool split docs split\n"
         "  nertool train --train split/train --eval split/eval --output run --model minilm\n"
         "  nertool evaluate run/model split/test\n"
@@ -45,7 +56,7 @@ def demo(
 
 
 def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
-    """Splits, caches, trains, evaluates and predicts; goes on where an interrupted demo was.
+    """Runs one command after the other; goes on where an interrupted demo was.
 
     Args:
         output: The folder to make.
@@ -58,6 +69,7 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
         NertoolError: If the backbone isn't installed or the folder can't be used.
     """
     from nertool import __version__
+    from nertool.commands.annotate import run_annotate, show_reconciliation
     from nertool.commands.cache import run_cache
     from nertool.commands.evaluate import run_evaluate
     from nertool.commands.predict import run_predict
@@ -78,20 +90,25 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
         write_manifest(output, "demo", trees=_TREES, nertool_version=__version__)
     elif read_json(manifest)["nertool_version"] != __version__:
         raise NertoolError(f"{output} is of another nertool version", "--force to make it anew")
-    documents = sample_data() / "documents"
-    say(f"1 of 5: splitting {documents}")
+    documents = output / "documents"
+    say(f"1 of 6: making documents of the texts in {sample_data()} and recorded answers of an LLM")
+    if not documents.is_dir():
+        recorded = sample_data() / "responses.jsonl"
+        result = run_annotate(sample_data() / "texts", documents, settings, responses=recorded)
+        show_reconciliation(result["reconciliation"])
+    say("2 of 6: splitting them")
     if not (output / "split").is_dir():
         run_split(documents, output / "split", settings.data)
-    say("2 of 5: tokenising the training documents")
+    say("3 of 6: tokenising the training documents")
     run_cache(output / "split/train", output / "cache", settings)
-    say("3 of 5: training")
+    say("4 of 6: training")
     try:
         run_train(output / "cache", output / "split/eval", output / "run", settings, resume=True)
     except InterruptedBySignalError as error:
         raise InterruptedBySignalError(error.signal_number, "the same command goes on where it was") from error
-    say("4 of 5: evaluating on the test documents")
+    say("5 of 6: evaluating on the test documents")
     report = run_evaluate(output / "run/model", output / "split/test", settings)
-    say("5 of 5: predicting the raw texts")
+    say("6 of 6: predicting the raw texts")
     if not (output / "predictions").is_dir():
         run_predict(output / "run/model", sample_data() / "texts", output / "predictions", settings)
     return report

@@ -73,6 +73,7 @@ def run_evaluate(
     from nertool.inference import Runner, predict_documents
     from nertool.metrics import SectionPair, evaluation_report
     from nertool.model import load_model
+    from nertool.provenance import annotators
     from nertool.representation import Representation, represent
     from nertool.sources import Source
     from nertool.targets import locate
@@ -110,6 +111,7 @@ def run_evaluate(
     labels = Counter(entity.label for section in sections for entity in section.entities)
     report["counts"] |= {
         "documents": len(gold_documents),
+        "annotators": dict(Counter(name for document in gold_documents for name in annotators(document))),
         "rejected": len(reading.rejected),
         "not_representable": ceiling.to_json(),
         "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in model.scheme.labels)),
@@ -156,5 +158,7 @@ def show_report(report: dict[str, Any]) -> None:
         if name != report["scheme"]
     ]
     say("; ".join(others))
+    if llms := [name for name in report["counts"]["annotators"] if name.startswith("the LLM ")]:
+        say(f"note: the gold annotations are from {', '.join(llms)}; the scores say how well the model agrees with it")
     for label, count in report["counts"]["classes_unknown_to_the_model"].items():
         say(f"note: the model does not know the class {label!r} ({count:,} entities, counted as missed)")

@@ -67,10 +67,11 @@ def run_predict(
     from nertool.devices import choose_device, choose_precision
     from nertool.files import check_output
     from nertool.formats import ReadReport, read_documents
+    from nertool.formats.output import is_document_file
     from nertool.formats.reading import report_reading
     from nertool.inference import Runner, predict_documents
     from nertool.model import load_model, model_digest
-    from nertool.prediction_output import PredictionOutput, is_document_file
+    from nertool.prediction_output import PredictionOutput
 
     check_output(output, force=force, as_file=is_document_file(output), source=source)
     device = choose_device(settings.predict.device)

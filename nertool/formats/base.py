@@ -1,5 +1,6 @@
 """What every format provides, and what reading reports."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +11,18 @@ from typing import Any, NamedTuple, Protocol, Self
 from nertool.document_parsing import Problem
 from nertool.documents import Document
 
-# Files that nertool writes beside documents; they hold none.
-SIDE_FILES = {"split.json", "rejected.jsonl"}
+# Files that nertool writes beside documents, in their folder, or with its name before theirs; they hold none.
+SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl", "reconciliation.json", "responses.jsonl"}
+
+
+_SIDE_FILE = re.compile(
+    rf"(.+\.jsonl(\.gz|\.zst)?\.)?({'|'.join(map(re.escape, sorted(SIDE_FILES)))})|.+\.responses\.jsonl", re.IGNORECASE
+)
+
+
+def is_side_file(name: str) -> bool:
+    """Tells whether a file is one that nertool writes beside documents."""
+    return _SIDE_FILE.fullmatch(name) is not None
 
 
 class Record(NamedTuple):

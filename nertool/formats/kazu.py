@@ -11,7 +11,7 @@ import orjson
 from nertool.document_parsing import InvalidDocumentError, parse_document
 from nertool.documents import Document, document_to_json
 from nertool.files import safe_file_name
-from nertool.formats.base import SIDE_FILES, Record
+from nertool.formats.base import Record, is_side_file
 
 
 def parse_record(place: str, data: bytes) -> Record:
@@ -55,7 +55,7 @@ class KazuWriter:
         No document gets the name of a side file, which reading would pass over.
         """
         name = safe_file_name(identifier)
-        if name.casefold() in self._names or f"{name.casefold()}.json" in SIDE_FILES:
+        if name.casefold() in self._names or is_side_file(f"{name.casefold()}.json"):
             name = f"{name}%{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
         self._names.add(name.casefold())
         return f"{name}.json"

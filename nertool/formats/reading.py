@@ -10,7 +10,7 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError
 from nertool.files import write_atomic
-from nertool.formats.base import SIDE_FILES, Format, ReadReport, Record, Rejected
+from nertool.formats.base import Format, ReadReport, Record, Rejected, is_side_file
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter, read_kazu
 from nertool.formats.pubtator import PubtatorWriter, read_pubtator
@@ -110,7 +110,7 @@ def _files(path: Path, format_name: str | None, texts: bool, report: ReadReport)
     subfolders = []
     found = False
     for file in sorted(path.iterdir()):
-        if file.name.startswith(".") or file.name in SIDE_FILES or file.name.endswith(".rejected.jsonl"):
+        if file.name.startswith(".") or is_side_file(file.name):
             continue
         if file.is_dir():
             subfolders.append(file.name)

@@ -1,0 +1,35 @@
+"""Who annotated a document: kept in its metadata, and taken up by scores and model cards."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from nertool.documents import Document
+
+_KEY = "nertool_annotation"
+
+
+def with_provenance(document: Document, facts: dict[str, Any]) -> Document:
+    """Notes how an LLM annotated a document: `models`, `prompts`, `settings`, `answers` and more."""
+    metadata = {**document.extra.get("metadata", {}), _KEY: facts}
+    return replace(document, extra={**document.extra, "metadata": metadata})
+
+
+def without_provenance(document: Document) -> Document:
+    """Forgets how a document was annotated, for one whose entities are replaced."""
+    metadata = document.extra.get("metadata", {})
+    if _KEY not in metadata:
+        return document
+    kept = {name: value for name, value in metadata.items() if name != _KEY}
+    return replace(document, extra={**document.extra, "metadata": kept})
+
+
+def annotators(document: Document) -> Iterator[str]:
+    """Yields who annotated a document, in words: LLMs, or else the namespaces of its entities."""
+    facts = document.extra.get("metadata", {}).get(_KEY)
+    if isinstance(facts, dict) and isinstance(facts.get("models"), list) and facts["models"]:
+        prompts = facts.get("prompts") or []
+        prompt = f" with prompt {', '.join(map(str, prompts))}" if prompts else ""
+        yield from (f"the LLM {model}{prompt}" for model in facts["models"])
+        return
+    yield from {entity.namespace for section in document.sections for entity in section.entities}

@@ -1,0 +1,224 @@
+"""The file of raw answers: every one is kept, before anything is made of it, since it was paid for.
+
+One JSON object per line, only ever appended to:
+`{"key", "document", "section" or "sections", "start", "end", "text", "model", "prompt", "settings", "time", "response",
+"failure", "finish_reason", "usage"}`. Only document, section(s) and response are needed to replay it.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Self
+
+import orjson
+from filelock import FileLock, Timeout
+
+from nertool.errors import NertoolError
+from nertool.prompts import Piece
+
+_SYNC_EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A recorded answer.
+
+    Args:
+        document: The document's id.
+        sections: The indices of the sections that were asked for.
+        response: What the LLM said; empty if there is a failure.
+        start: Where the text begins in its section, if it was a part of it.
+        end: Where it ends there; None for whole sections.
+        text: Digest of the text; None if it wasn't recorded.
+        model: The model that answered.
+        failure: Why there is no response, when the endpoint refused for good.
+        facts: The other fields: key, prompt, settings, time, finish_reason, usage.
+    """
+
+    document: str
+    sections: tuple[int, ...]
+    response: str
+    start: int = 0
+    end: int | None = None
+    text: str | None = None
+    model: str | None = None
+    failure: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> tuple[tuple[int, ...], int, int | None]:
+        """What of the document was asked for."""
+        return self.sections, self.start, self.end
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 prefix of the response."""
+        return hashlib.sha256(self.response.encode()).hexdigest()[:16]
+
+    def overlaps(self, other: "Answer") -> bool:
+        """Tells whether two answers are about the same text, in part at least."""
+        return bool(set(self.sections) & set(other.sections)) and (
+            self.end is None or other.end is None or (self.start < other.end and other.start < self.end)
+        )
+
+
+def answer_for(piece: Piece, response: str, **facts: Any) -> Answer:
+    """Returns the answer to be recorded for a piece; `model` and `failure` may be among the facts."""
+    model, failure = facts.pop("model", None), facts.pop("failure", None)
+    return Answer(piece.document, piece.sections, response, piece.start, piece.end, piece.digest, model, failure, facts)
+
+
+class ResponseFile:
+    """Recorded answers, found by document or by the key of their request; the answers themselves stay on disk.
+
+    Args:
+        path: The file.
+        append: Whether answers are going to be added: the file is made if it is missing, a last line that a kill left
+            unfinished is removed, and no other command can add to it meanwhile.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False) -> None:
+        self.path = path
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.text_chars = 0
+        self._append = append
+        self._by_document: dict[str, list[int]] = {}
+        self._by_key: dict[str, int] = {}
+        self._held: set[int] = set()
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            try:
+                if self._append:
+                    stack.enter_context(FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0))
+                self._file: IO[bytes] = stack.enter_context(self.path.open("a+b" if self._append else "rb"))
+            except Timeout as error:
+                raise NertoolError(
+                    f"another nertool annotate is adding to {self.path}", "wait for it, or choose another output"
+                ) from error
+            except OSError as error:
+                raise NertoolError(
+                    f"cannot open the answers {self.path}: {error.strerror}", "check the path"
+                ) from error
+            self._index()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._append:
+            os.fsync(self._file.fileno())
+        self._stack.close()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_document.values()))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._by_key
+
+    def with_key(self, key: str) -> Answer:
+        """Returns the latest answer to a request."""
+        return self._read(self._by_key[key])
+
+    def holds(self, piece: Piece, key: str) -> bool:
+        """Tells whether there is an answer to a request for this very piece, not only for one with the same text."""
+        return hash((piece.document, piece.sections, piece.start, piece.end, key)) in self._held
+
+    def about(self, document: str) -> Iterator[Answer]:
+        """Yields the answers about a document, the latest first."""
+        return (self._read(offset) for offset in reversed(self._by_document.get(document, [])))
+
+    def add(self, answer: Answer) -> None:
+        """Appends an answer in one write; it is on disk a second later at most."""
+        line = orjson.dumps(_to_json(answer)) + b"\n"
+        offset = self._file.seek(0, os.SEEK_END)
+        self._file.write(line)
+        self._file.flush()
+        self._note(answer, offset)
+        if time.monotonic() - self._synced > _SYNC_EVERY_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def add_copy(self, piece: Piece, key: str) -> None:
+        """Appends the answer to a request once more, for another piece with the same text; it cost nothing."""
+        answer = self.with_key(key)
+        facts = {name: fact for name, fact in answer.facts.items() if name != "usage"}
+        self.add(answer_for(piece, answer.response, model=answer.model, failure=answer.failure, **facts))
+
+    def _index(self) -> None:
+        self._file.seek(0)
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
+            if line.strip():
+                try:
+                    self._note(_from_json(orjson.loads(line)), offset)
+                except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                    if not line.endswith(b"\n") and self._append:
+                        self._file.truncate(offset)  # a killed run was writing it
+                        return
+                    reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+                    raise NertoolError(
+                        f"{self.path}:{number}: not a recorded answer: {reason}",
+                        'a line is {"document": …, "section": …, "response": …}; mend or remove it',
+                    ) from error
+            offset += len(line)
+        if self._append and offset and not line.endswith(b"\n"):
+            self._file.write(b"\n")
+
+    def _note(self, answer: Answer, offset: int) -> None:
+        self._by_document.setdefault(answer.document, []).append(offset)
+        if "key" in answer.facts:
+            self._by_key[answer.facts["key"]] = offset
+            self._held.add(hash((answer.document, *answer.place, answer.facts["key"])))
+        usage = answer.facts.get("usage", {})
+        self.input_tokens += usage.get("input", 0)
+        self.output_tokens += usage.get("output", 0)
+        self.text_chars += usage.get("text_chars", 0)
+
+    def _read(self, offset: int) -> Answer:
+        self._file.seek(offset)
+        return _from_json(orjson.loads(self._file.readline()))
+
+
+def _to_json(answer: Answer) -> dict[str, Any]:
+    whole = answer.end is None
+    single = len(answer.sections) == 1
+    values = {
+        "document": answer.document,
+        **({"section": answer.sections[0]} if single else {"sections": answer.sections}),
+        **({} if whole else {"start": answer.start, "end": answer.end}),
+        "text": answer.text,
+        "model": answer.model,
+        **answer.facts,
+        "response": answer.response,
+        "failure": answer.failure,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _from_json(value: dict[str, Any]) -> Answer:
+    rest = dict(value)
+    sections = rest.pop("sections", None)
+    sections = (rest.pop("section"),) if sections is None else tuple(sections)
+    if not sections or not all(isinstance(index, int) and index >= 0 for index in sections):
+        raise ValueError("sections are counted from 0")
+    response = rest.pop("response")
+    document = rest.pop("document")
+    if not isinstance(document, str) or not isinstance(response, str | None):
+        raise ValueError("document and response are strings")
+    return Answer(
+        document=document,
+        sections=sections,
+        response=response or "",
+        start=rest.pop("start", 0),
+        end=rest.pop("end", None),
+        text=rest.pop("text", None),
+        model=rest.pop("model", None),
+        failure=rest.pop("failure", None),
+        facts=rest,
+    )
