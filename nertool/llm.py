@@ -108,10 +108,8 @@ class Llm:
             NertoolError: If it won't answer anything: wrong key, unknown model, no credit.
         """
         for attempt in range(self._settings.retries + 1):
-            if self._requests:
-                await self._requests.acquire()
-            if self._tokens:
-                await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+            await _acquire(self._requests, 1)
+            await _acquire(self._tokens, tokens)
             while (wait := self._not_before - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
             try:
@@ -222,7 +220,18 @@ class Llm:
 
 
 def _limiter(per_minute: int | None) -> aiolimiter.AsyncLimiter | None:
-    return aiolimiter.AsyncLimiter(per_minute, 60.0) if per_minute else None
+    """Returns what lets through a second's share at once: with a minute's share the first minute would have two."""
+    if not per_minute:
+        return None
+    share = max(1.0, per_minute / 60)
+    return aiolimiter.AsyncLimiter(share, share * 60 / per_minute)
+
+
+async def _acquire(limiter: aiolimiter.AsyncLimiter | None, amount: float) -> None:
+    while limiter is not None and amount > 0:
+        share = min(amount, limiter.max_rate)
+        await limiter.acquire(share)
+        amount -= share
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -3,12 +3,11 @@
     python -m tests.llm_stub --latency 0.2 --faults 0.3
 
 prints its address on the first line, and serves until its standard input ends. What it was asked it writes to `--log`,
-one JSON line per request: `{"key", "outcome"}`, where key is a digest of the request's body.
+one JSON line per request: `{"text", "outcome"}`.
 """
 
 import argparse
 import asyncio
-import hashlib
 import json
 import random
 import re
@@ -73,8 +72,7 @@ class Stub:
         self.bodies.append(body)
         self.headers.append(headers)
         if self.log:
-            key = hashlib.sha256(body).hexdigest()
-            self.log.write(json.dumps({"key": key, "outcome": fault or "answered"}) + "\n")
+            self.log.write(json.dumps({"text": text_of(body), "outcome": fault or "answered"}) + "\n")
         if fault == "time-out":
             await asyncio.sleep(self.hang_seconds)
             return False
@@ -83,7 +81,7 @@ class Stub:
         if self.responder is not None:
             status, extra, content = self.responder(body)
         else:
-            status, extra, content = 200, {}, completion(usual_answer(json.loads(body)["messages"][0]["content"]))
+            status, extra, content = 200, {}, completion(usual_answer(text_of(body)))
         kind = "application/json"
         if fault == "429":
             status, extra, content = 429, {"Retry-After": "0.05"}, b'{"error": {"message": "slow down"}}'
@@ -112,9 +110,13 @@ def completion(text, **choice):
     return json.dumps(value).encode()
 
 
-def usual_answer(prompt):
-    """Returns what the stub says about a prompt: the long words of the text at its end."""
-    text = prompt.rpartition("Text:\n")[2]
+def text_of(body):
+    """Returns the text that a request asks about."""
+    return json.loads(body)["messages"][0]["content"].rpartition("Text:\n")[2].strip()
+
+
+def usual_answer(text):
+    """Returns what the stub says about a text: its long words."""
     words = dict.fromkeys(re.findall(r"[A-Za-z]{9,}", text))
     return json.dumps({"entities": [{"entity_match": word, "entity_class": ["drug"], "parts": []} for word in words]})
 
