@@ -88,7 +88,7 @@ class Aligner:
     def places(self, mention: Mention) -> list[Place]:
         """Returns the places of a mention in text order; none if it isn't in the text.
 
-        All its occurrences count, unless the LLM pointed at one (by offsets at which the mention stands, or by a
+        All its occurrences count, also as a plural or singular, unless the LLM pointed at one (by offsets at which the mention stands, or by a
         context that is in the text).
         """
         if mention.parts:
@@ -96,6 +96,8 @@ class Aligner:
         if (pointed := self._pointed_at(mention)) is not None:
             return [pointed]
         places = self._occurrences(mention.text)
+        if places and places[0].way in ("exact", "folded"):
+            places = sorted([*places, *self._by_plural(mention.text)])
         if mention.context and len(places) > 1:
             around = [*self._folded.find(fold(mention.context))]
             inside = [
@@ -121,21 +123,22 @@ class Aligner:
                 for span in whole or agreeing or at_words
             ]
         return (
-            self._by_spacing(fold(mention, squeeze=True))
-            or self._by_plural(folded)
+            self._by_spacing(folded)
+            or self._by_plural(mention)
             or self._in_words(mention)
             or self._by_similarity(folded)
         )
 
-    def _by_spacing(self, squeezed: str, way: str = "spacing") -> list[Place]:
-        return [Place((span,), way) for span in self._squeezed.find(squeezed) if self._at_word_boundaries(span)]
+    def _by_spacing(self, folded: str, way: str = "spacing") -> list[Place]:
+        spans = self._squeezed.find(fold(folded, squeeze=True))
+        return [Place((self._with_signs(span, folded),), way) for span in spans if self._at_word_boundaries(span)]
 
-    def _by_plural(self, folded: str) -> list[Place]:
-        for variant in _other_numbers(folded):
-            spans = [span for span in self._folded.find(variant) if self._at_word_boundaries(span)]
-            if places := [Place((span,), "plural") for span in spans]:
-                return places
-            if places := self._by_spacing(fold(variant, squeeze=True), "plural"):
+    def _by_plural(self, mention: str) -> list[Place]:
+        for variant in _other_numbers(mention):
+            folded = fold(variant)
+            spans = [span for span in self._folded.find(folded) if self._at_word_boundaries(span)]
+            agreeing = [span for span in spans if _case_agrees(variant, self.text[span.start : span.end])]
+            if places := [Place((span,), "plural") for span in agreeing] or self._by_spacing(folded, "plural"):
                 return places
         return []
 
@@ -167,10 +170,17 @@ class Aligner:
                 best = (similarity, [*(best[1] if similarity == best[0] else ()), ranges[index]])
         spans = (self._folded.span(start, end) for start, end in best[1])
         return [
-            Place((span,), "fuzzy", round(best[0], 3))
+            Place((self._with_signs(span, folded),), "fuzzy", round(best[0], 3))
             for span in sorted(span for span in spans if span)
             if self._at_word_boundaries(span)
         ]
+
+    def _with_signs(self, span: Span, folded: str) -> Span:
+        """Takes in the sign before or after a span that the mention has, too: the minus of `-521C/T`, a bracket."""
+        before, after = self.text[max(0, span.start - 1) : span.start], self.text[span.end : span.end + 1]
+        start = span.start - (before != "" and not _WORD.match(folded[0]) and fold(before) == folded[0])
+        end = span.end + (after != "" and not _WORD.match(folded[-1]) and fold(after) == folded[-1])
+        return Span(start, end)
 
     def _word_sequences(self, count: int) -> tuple[list[str], list[tuple[int, int]]]:
         """Returns all sequences of `count` words of the folded text, and where they are there."""
@@ -289,19 +299,22 @@ def _case_agrees(mention: str, found: str) -> bool:
     return plain == other or (len(plain) > 2 and plain.islower() and plain.capitalize() == other)
 
 
-def _other_numbers(folded: str) -> Iterator[str]:
-    """Yields the plural of a singular and the singular of a plural, by the regular rules."""
-    if folded.endswith("ies") and len(folded) > 4:
-        yield f"{folded[:-3]}y"
-    if folded.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
-        yield folded[:-2]
-    if folded.endswith("s") and not folded.endswith("ss") and len(folded) > 3:
-        yield folded[:-1]
-    if len(folded) > 1:
-        yield f"{folded}s"
-        yield f"{folded}es"
-        if folded.endswith("y"):
-            yield f"{folded[:-1]}ies"
+def _other_numbers(mention: str) -> Iterator[str]:
+    """Yields the singular of what may be a plural (`SNPs`, `tumours`), and the plural."""
+    lower = mention.lower()
+    if lower.endswith("ies") and len(mention) > 4:
+        yield f"{mention[:-3]}y"
+    if lower.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
+        yield mention[:-2]
+    acronym = mention.endswith("s") and (mention[-2:-1].isupper() or mention[-2:-1].isdigit())
+    if acronym or (lower.endswith("s") and not lower.endswith("ss") and len(mention) > 3):
+        yield mention[:-1]
+    if len(mention) > 1:
+        yield f"{mention}s"
+        if lower.endswith(("s", "x", "z", "ch", "sh", "o")):
+            yield f"{mention}es"
+        if lower.endswith("y"):
+            yield f"{mention[:-1]}ies"
 
 
 def _may_be_typo(mention: str, found: str) -> bool:
