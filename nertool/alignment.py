@@ -23,7 +23,7 @@ WAYS = ("exact", "folded", "spacing", "plural", "in a word", "fuzzy")
 # A shorter word in another case is often another word: MET and met, Lead and lead, AIDS and aids.
 _SHORTEST_IN_ANY_CASE = 5
 # Less than this inside a word is chance.
-_SHORTEST_IN_A_WORD = 4
+_SHORTEST_IN_A_WORD = 3
 # A mention that is longer than its text by more than this isn't worth a search.
 _MORE_THAN_FOLDING_ADDS = 100
 # So short a word, changed by one letter, is another word.
@@ -88,8 +88,8 @@ class Aligner:
     def places(self, mention: Mention) -> list[Place]:
         """Returns the places of a mention in text order; none if it isn't in the text.
 
-        All its occurrences count, also as a plural or singular, unless the LLM pointed at one (by offsets at which the mention stands, or by a
-        context that is in the text).
+        All its occurrences count, also as a plural or singular, unless the LLM pointed at one: by offsets at which the
+        mention stands, or by a context that is in the text.
         """
         if mention.parts:
             return self._discontinuous(mention.parts)
@@ -116,70 +116,88 @@ class Aligner:
             return []
         at_words = [span for span in self._folded.find(folded) if self._at_word_boundaries(span)]
         agreeing = [span for span in at_words if _case_agrees(mention, self.text[span.start : span.end])]
-        if at_words:
-            whole = [span for span in agreeing if not self._is_numbered(span)]
-            return [
-                Place((span,), "exact" if self.text[span.start : span.end] == mention else "folded")
-                for span in whole or agreeing or at_words
-            ]
+        whole = [span for span in agreeing if not self._is_numbered(span)]
+        places = [
+            Place((span,), "exact" if self.text[span.start : span.end] == mention else "folded")
+            for span in whole or agreeing
+        ]
         return (
-            self._by_spacing(folded)
+            places
+            or self._by_spacing(mention)
             or self._by_plural(mention)
+            or [Place((span,), "folded") for span in at_words]
+            or self._by_spacing(mention, in_any_case=any(map(str.isdigit, mention)))  # `il2` can only be `IL-2`
             or self._in_words(mention)
             or self._by_similarity(folded)
         )
 
-    def _by_spacing(self, folded: str, way: str = "spacing") -> list[Place]:
-        spans = self._squeezed.find(fold(folded, squeeze=True))
-        return [Place((self._with_signs(span, folded),), way) for span in spans if self._at_word_boundaries(span)]
+    def _by_spacing(self, mention: str, way: str = "spacing", *, in_any_case: bool = False) -> list[Place]:
+        return [
+            Place((self._with_signs(span, mention),), way)
+            for span in self._squeezed.find(fold(mention, squeeze=True))
+            if self._at_word_boundaries(span)
+            and (in_any_case or _case_agrees(mention, self.text[span.start : span.end], squeeze=True))
+        ]
 
     def _by_plural(self, mention: str) -> list[Place]:
         for variant in _other_numbers(mention):
-            folded = fold(variant)
-            spans = [span for span in self._folded.find(folded) if self._at_word_boundaries(span)]
+            spans = [span for span in self._folded.find(fold(variant)) if self._at_word_boundaries(span)]
             agreeing = [span for span in spans if _case_agrees(variant, self.text[span.start : span.end])]
-            if places := [Place((span,), "plural") for span in agreeing] or self._by_spacing(folded, "plural"):
+            places = [Place((span,), "plural") for span in agreeing] or self._by_spacing(variant, "plural")
+            # `patient's` is no plural.
+            if places := [place for place in places if "'" not in fold(self.text[slice(*place.spans[0])])]:
                 return places
         return []
 
     def _in_words(self, mention: str) -> list[Place]:
-        """Finds a mention that is only ever a part of words, as `GFP` in `eGFP`, letter by letter."""
-        if len(mention) < _SHORTEST_IN_A_WORD:
+        """Finds a name that is only ever a part of a longer one, as `GFP` in `eGFP` and `AT1a` in `AT1aKO`.
+
+        There must be a seam: a capital after something else, or before a name with a number (`BRAFV600E`). So
+        `saturated` isn't found in `unsaturated`, nor `type I` in `type II`, nor `IL-2` in `IL-2Rα`.
+        """
+        if len(mention) < _SHORTEST_IN_A_WORD or any(map(str.isspace, mention)):
             return []
         starts = (match.start() for match in re.finditer(f"(?={re.escape(mention)})", self.text))
         spans = (Span(start, start + len(mention)) for start in starts)
-        return [Place((span,), "in a word") for span in spans if not self._cuts_number(span)]
+        return [Place((span,), "in a word") for span in spans if self._has_seams(span) and not self._cuts_number(span)]
+
+    def _has_seams(self, span: Span) -> bool:
+        text, (start, end) = self.text, span
+        numbered = any(map(str.isdigit, text[start:end]))
+        before = not _is_within_word(text, start) or (
+            text[start].isupper() and (numbered or not text[start - 1].isupper())
+        )
+        after = not _is_within_word(text, end) or (text[end].isupper() and text[end - 1].islower())
+        return before and after
 
     def _by_similarity(self, folded: str) -> list[Place]:
-        words = len(_WORD.findall(folded))
-        best: tuple[float, list[tuple[int, int]]] = (0.0, [])
+        words = _WORD.findall(folded)
         if not words or self.fuzzy_similarity >= 1:
             return []
-        for count in range(max(1, words - 1), words + 2):
-            strings, ranges = self._word_sequences(count)
-            found = process.extract(
-                folded,
-                strings,
-                scorer=OSA.normalized_similarity,
-                score_cutoff=max(self.fuzzy_similarity, best[0]),
-                limit=None,
-            )
-            for string, similarity, index in found:
-                if similarity < best[0] or not _may_be_typo(folded, string):
-                    continue
-                best = (similarity, [*(best[1] if similarity == best[0] else ()), ranges[index]])
-        spans = (self._folded.span(start, end) for start, end in best[1])
+        strings, ranges = self._word_sequences(len(words))
+        found = process.extract(
+            folded, strings, scorer=OSA.normalized_similarity, score_cutoff=self.fuzzy_similarity, limit=None
+        )
+        likely = [(similarity, ranges[index]) for string, similarity, index in found if _may_be_typo(words, string)]
+        best = max((similarity for similarity, _ in likely), default=0.0)
+        spans = (self._folded.span(*place) for similarity, place in likely if similarity == best)
         return [
-            Place((self._with_signs(span, folded),), "fuzzy", round(best[0], 3))
+            Place((self._with_signs(span, folded),), "fuzzy", round(best, 3))
             for span in sorted(span for span in spans if span)
             if self._at_word_boundaries(span)
         ]
 
-    def _with_signs(self, span: Span, folded: str) -> Span:
+    def _with_signs(self, span: Span, mention: str) -> Span:
         """Takes in the sign before or after a span that the mention has, too: the minus of `-521C/T`, a bracket."""
-        before, after = self.text[max(0, span.start - 1) : span.start], self.text[span.end : span.end + 1]
-        start = span.start - (before != "" and not _WORD.match(folded[0]) and fold(before) == folded[0])
-        end = span.end + (after != "" and not _WORD.match(folded[-1]) and fold(after) == folded[-1])
+        folded, (start, end) = fold(mention), span
+
+        def lacks(sign: str, inside: str, outside: str) -> bool:
+            return not _WORD.match(sign) and fold(inside) != sign == fold(outside)
+
+        if start and lacks(folded[0], self.text[start], self.text[start - 1]):
+            start -= 1
+        if end < len(self.text) and lacks(folded[-1], self.text[end - 1], self.text[end]):
+            end += 1
         return Span(start, end)
 
     def _word_sequences(self, count: int) -> tuple[list[str], list[tuple[int, int]]]:
@@ -196,11 +214,11 @@ class Aligner:
             return None
         end = start + len(mention.text) if end is None else end
         found = self.text[start:end]
+        if not start < end <= len(self.text) or found != found.strip():
+            return None
         if found == mention.text:
             return Place((Span(start, end),), "exact")
-        # With white space at its ends it would fold to the same, but isn't the mention.
-        same = end <= len(self.text) and found == found.strip() and fold(found) == fold(mention.text) != ""
-        return Place((Span(start, end),), "folded") if same else None
+        return Place((Span(start, end),), "folded") if fold(found) == fold(mention.text) != "" else None
 
     def _discontinuous(self, parts: Sequence[str]) -> list[Place]:
         """Finds the combination of the parts, in their order, that takes the least room."""
@@ -221,8 +239,18 @@ class Aligner:
             return []
         way = max((place.way for place in best), key=WAYS.index)
         similarities = [place.similarity for place in best if place.similarity is not None]
-        spans = tuple(_joined(place.spans[0] for place in best))
+        spans = tuple(self._joined(place.spans[0] for place in best))
         return [Place(spans, way, min(similarities) if similarities else None)]
+
+    def _joined(self, spans: Iterable[Span]) -> list[Span]:
+        """Joins parts with nothing but white space between them: they are one piece of text."""
+        joined: list[Span] = []
+        for span in spans:
+            if joined and not self.text[joined[-1].end : span.start].strip():
+                joined[-1] = Span(joined[-1].start, span.end)
+            else:
+                joined.append(span)
+        return joined
 
     def _at_word_boundaries(self, span: Span) -> bool:
         return not (
@@ -237,13 +265,15 @@ class Aligner:
         """Tells whether a number goes on beyond the span: `0.05` found in `10.05`, `p53` in `p534`."""
         before, after = self.text[max(0, span.start - 2) : span.start], self.text[span.end : span.end + 2]
         first, last = self.text[span.start], self.text[span.end - 1]
-        return (first.isdigit() and re.fullmatch(r".?\d|\d[.,]", before) is not None) or (
+        return (first.isdigit() and re.fullmatch(r"(?s:.?\d|\d[.,])", before) is not None) or (
             last.isdigit() and re.match(r"\d|[.,]\d", after) is not None
         )
 
 
 _WORD = re.compile(r"[^\W_]+")
-_NUMBERED = re.compile(r"[-\u2010-\u2012]\d")
+_NUMBERED = re.compile(r"[-\u2010-\u2013\u2212]\d")
+# One letter apart, and opposites.
+_OPPOSITES = (("micro", "macro"), ("abduct", "adduct"))
 
 
 def align(aligner: Aligner, mentions: Sequence[tuple[Mention, str]]) -> list[list[Place]]:
@@ -291,56 +321,49 @@ def _is_accent(character: str) -> bool:
     return "\u0300" <= character <= "\u036f"
 
 
-def _case_agrees(mention: str, found: str) -> bool:
+def _case_agrees(mention: str, found: str, *, squeeze: bool = False) -> bool:
     """Tells whether a difference in case is harmless: none, in a long word, or a short one that begins a sentence."""
     if mention == found or sum(map(str.isalpha, mention)) >= _SHORTEST_IN_ANY_CASE:
         return True
-    plain, other = fold(mention, fold_case=False), fold(found, fold_case=False)
+    plain, other = (fold(text, squeeze=squeeze, fold_case=False) for text in (mention, found))
     return plain == other or (len(plain) > 2 and plain.islower() and plain.capitalize() == other)
 
 
 def _other_numbers(mention: str) -> Iterator[str]:
-    """Yields the singular of what may be a plural (`SNPs`, `tumours`), and the plural."""
-    lower = mention.lower()
-    if lower.endswith("ies") and len(mention) > 4:
+    """Yields the singular of what may be a plural (`SNPs`, `tumours`; not `AIDS`), and the plural."""
+    if mention.endswith("ies") and len(mention) > 4:
         yield f"{mention[:-3]}y"
-    if lower.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
+    if mention.endswith("ses"):
+        yield f"{mention[:-2]}is"
+    if mention.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
         yield mention[:-2]
-    acronym = mention.endswith("s") and (mention[-2:-1].isupper() or mention[-2:-1].isdigit())
-    if acronym or (lower.endswith("s") and not lower.endswith("ss") and len(mention) > 3):
+    acronym = mention[-2:-1].isupper() or mention[-2:-1].isdigit()
+    if mention.endswith("s") and (acronym or (not mention.endswith("ss") and len(mention) > 3)):
         yield mention[:-1]
     if len(mention) > 1:
         yield f"{mention}s"
-        if lower.endswith(("s", "x", "z", "ch", "sh", "o")):
+        if mention.endswith(("s", "x", "z", "ch", "sh", "o")):
             yield f"{mention}es"
-        if lower.endswith("y"):
+        if mention.endswith("y"):
             yield f"{mention[:-1]}ies"
+        if mention.endswith("sis"):
+            yield f"{mention[:-2]}es"
 
 
-def _may_be_typo(mention: str, found: str) -> bool:
-    """Tells whether a difference can be a slip of the pen rather than another thing.
+def _may_be_typo(words: Sequence[str], found: str) -> bool:
+    """Tells whether a difference can be a slip of the pen rather than another thing: at most one in each word.
 
-    Numbers and short words (`IL-2` and `IL-3`, `type I` and `type II`) must be the same, and `hyper` is not `hypo`.
+    Numbers and short words must be the same (`IL-2` and `IL-3`, `type I` and `type II`), and opposites are none.
     """
-
-    def firm(text: str) -> list[str]:
-        return [
-            word for word in _WORD.findall(text) if len(word) < _SHORTEST_WITH_A_TYPO or any(map(str.isdigit, word))
-        ]
-
-    return firm(mention) == firm(found) and ("hypo" in mention) == ("hypo" in found)
+    for word, other in zip(words, _WORD.findall(found), strict=True):
+        if word == other:
+            continue
+        firm = min(len(word), len(other)) < _SHORTEST_WITH_A_TYPO or any(map(str.isdigit, word + other))
+        opposite = any((one in word and two in other) or (two in word and one in other) for one, two in _OPPOSITES)
+        if firm or opposite or OSA.distance(word, other) > 1:
+            return False
+    return True
 
 
 def _extent(places: Sequence[Place]) -> int:
     return places[-1].spans[0].end - places[0].spans[0].start
-
-
-def _joined(spans: Iterable[Span]) -> list[Span]:
-    """Joins parts that touch: they are one piece of text."""
-    joined: list[Span] = []
-    for span in spans:
-        if joined and joined[-1].end == span.start:
-            joined[-1] = Span(joined[-1].start, span.end)
-        else:
-            joined.append(span)
-    return joined

@@ -6,10 +6,13 @@ import unicodedata
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nertool.errors import NertoolError
+
+Wording = Annotated[str, Field(pattern=r"[^\W_]")]  # with a letter or digit at least
 
 DEFAULT_CLASSES = Path(__file__).with_name("annotation_defaults") / "classes.toml"
 
@@ -19,10 +22,10 @@ class EntityClass(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1)
+    name: Wording
     description: str = ""
     examples: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[Wording, ...] = ()
 
 
 class ClassList(BaseModel):
@@ -63,11 +66,12 @@ class ClassList(BaseModel):
             for alias in one.aliases:
                 exact.setdefault(_plain(alias), one.name)
             for word in re.split(r",\s*|/|\bor\b", one.name):
-                joined.setdefault(_plain(word), set()).add(one.name)
+                for form in _numbers(_plain(word)):
+                    joined.setdefault(form, set()).add(one.name)
         exact |= {_plain(one.name): one.name for one in self.classes}
         unique = {word: names.pop() for word, names in joined.items() if word and len(names) == 1}
         numbers = {form: name for word, name in exact.items() for form in _numbers(word)}
-        return exact, numbers | exact, {form: name for word, name in unique.items() for form in _numbers(word)}
+        return exact, numbers | exact, unique
 
 
 def load_classes(path: Path | None) -> ClassList:
@@ -105,7 +109,10 @@ def _plain(wording: str) -> str:
 
 def _numbers(plain: str) -> Iterator[str]:
     """Yields a wording, and what may be its singular."""
-    yield plain
+    if plain:
+        yield plain
+    if len(plain) < 4:
+        return
     if plain.endswith("ies"):
         yield f"{plain[:-3]}y"
     if plain.endswith("es"):

@@ -18,6 +18,9 @@ _GREEK = {
 }  # fmt: skip
 _QUOTES = dict.fromkeys("'‘’‚‛`´′ʹʼ＇", "'") | dict.fromkeys('"“”„‟«»″＂', '"')
 _MINUS = "−"
+_SQUEEZED_OUT = " -'"
+# What stays of folded text: every other character, and what stands between digits, as one.
+_SQUEEZED = re.compile(rf"[^{re.escape(_SQUEEZED_OUT)}]|(?<=[0-9])[{re.escape(_SQUEEZED_OUT)}]+(?=[0-9])")
 _SPACES = re.compile(r"\s\s")
 _ASCII = str.maketrans({"`": "'", **{chr(code): " " for code in range(128) if chr(code).isspace()}})
 
@@ -30,7 +33,8 @@ class FoldedText:
 
     Args:
         text: Any string.
-        squeeze: Leave out spaces and dashes, too, so that `IL 2`, `IL-2` and `IL2` are the same.
+        squeeze: Leave out spaces, dashes and apostrophes, too, so that `IL 2`, `IL-2` and `IL2` are the same; but
+            between digits a space stays (`grade 1-2` is not `grade 12`).
         fold_case: Whether `A` and `a` are the same.
     """
 
@@ -54,10 +58,12 @@ class FoldedText:
         """Does the same for text of which each character becomes one, most of it, in a tenth of the time."""
         self.folded = self.text.lower().translate(_ASCII)
         self._starts = range(len(self.text))
+        self._ends = range(1, len(self.text) + 1)
         if squeeze:
-            self._starts = [index for index, character in enumerate(self.folded) if character not in " -"]
-            self.folded = "".join(self.folded[index] for index in self._starts)
-        self._ends = range(1, len(self.text) + 1) if not squeeze else [index + 1 for index in self._starts]
+            pieces = [(match.start(), match.end(), match[0]) for match in _SQUEEZED.finditer(self.folded)]
+            self._starts = [start for start, _, _ in pieces]
+            self._ends = [end for _, end, _ in pieces]
+            self.folded = "".join(" " if len(piece) > 1 or piece in _SQUEEZED_OUT else piece for _, _, piece in pieces)
 
     def span(self, start: int, end: int) -> Span | None:
         """Returns where in the text the folded characters `[start, end)` are.
@@ -90,11 +96,30 @@ def fold(text: str, *, squeeze: bool = False, fold_case: bool = True) -> str:
 
 def _folded_characters(text: str, squeeze: bool, fold_case: bool) -> Iterator[tuple[int, int, str]]:
     """Yields (start, end, what it becomes) of each character or run of white space; empty results are joined on."""
+    characters = _joined_characters(text, fold_case)
+    if not squeeze:
+        yield from characters
+        return
+    before = ""
+    gap: tuple[int, int, str] | None = None
+    for start, end, folded in characters:
+        if folded in _SQUEEZED_OUT:
+            gap = (start if gap is None else gap[0], end, " ")
+            continue
+        if gap is not None and _is_digit(before[-1:]) and _is_digit(folded[:1]):
+            yield gap
+        yield start, end, folded
+        before, gap = folded, None
+
+
+def _is_digit(character: str) -> bool:
+    return "0" <= character <= "9"
+
+
+def _joined_characters(text: str, fold_case: bool) -> Iterator[tuple[int, int, str]]:
     pending: tuple[int, int, str] | None = None
     for index, character in enumerate(text):
         folded = _fold_character(character, fold_case)
-        if squeeze and folded in (" ", "-"):
-            continue
         if folded == " " and pending is not None and pending[2] == " ":
             pending = (pending[0], index + 1, " ")
         elif folded:
@@ -109,21 +134,27 @@ def _folded_characters(text: str, squeeze: bool, fold_case: bool) -> Iterator[tu
 
 @lru_cache(maxsize=4096)
 def _fold_character(character: str, fold_case: bool) -> str:
+    if (plain := _plain(character)) is not None:
+        return plain
+    folded = unicodedata.normalize("NFKD", character.casefold() if fold_case else character)
+    if folded[0].isspace():  # ˚ and ¨ are taken apart into a space and a mark
+        return character
+    folded = "".join(part if (plain := _plain(part)) is None else plain for part in folded)
+    if fold_case:
+        return "".join(_GREEK.get(part, part) for part in folded.casefold())
+    # The name of a Greek capital is told from that of the small letter, as Alpha and alpha are.
+    return "".join(
+        _GREEK.get(part) or (_GREEK[part.lower()].capitalize() if part.lower() in _GREEK else part) for part in folded
+    )
+
+
+def _plain(character: str) -> str | None:
+    """Returns what spaces, dashes, quotes and invisible characters become; None for all others."""
     if character.isspace():
         return " "
     category = unicodedata.category(character)
     if category == "Pd" or character == _MINUS:
         return "-"
-    if character in _QUOTES:
-        return _QUOTES[character]
-    if category in ("Cf", "Mn", "Me") or character == "\u00ad":
+    if category in ("Cf", "Mn", "Me"):
         return ""
-    folded = unicodedata.normalize("NFKD", character.casefold() if fold_case else character)
-    folded = "".join(part for part in folded if not unicodedata.combining(part))
-    if fold_case:
-        folded = folded.casefold()
-        return "".join(_GREEK.get(part, part) for part in folded)
-    # The name of a Greek capital is told from that of the small letter, as Alpha and alpha are.
-    return "".join(
-        _GREEK.get(part) or (_GREEK[part.lower()].capitalize() if part.lower() in _GREEK else part) for part in folded
-    )
+    return _QUOTES.get(character)

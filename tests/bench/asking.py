@@ -24,9 +24,7 @@ def main():
     parser.add_argument("--latency", type=float, default=0.2)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
     arguments = parser.parse_args()
-    print(
-        "| concurrency | texts | ceiling, answers/s | reached | share | CPU of the command, s | its memory, MB | all, s |"
-    )
+    print("| concurrency | texts | ceiling, answers/s | reached | share | CPU, s | memory, MB | all, s |")
     print("|---|---|---|---|---|---|---|---|")
     for concurrency in arguments.concurrency:
         with tempfile.TemporaryDirectory() as folder:
