@@ -1,5 +1,6 @@
 """An LLM's answers become entities in documents."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,17 +39,46 @@ class Annotated:
 
 
 def choose_answers(document: Document, responses: ResponseFile, classes: ClassList) -> list[Answer]:
-    """Returns the recorded answers to use for a document: of those about the same text the latest usable one."""
-    chosen: list[Answer] = []
-    spare: list[Answer] = []
+    """Returns the recorded answers to use for a document: about each text the latest usable one.
+
+    Answers about parts of a section count if the parts make up the whole; else an older answer about it is better.
+    """
+    usable: list[Answer] = []
+    rest: list[Answer] = []
+    places = set()
     for answer in responses.about(document.id):
         if piece_of(document, answer) is None:
             continue
-        target = chosen if is_usable(answer, classes) else spare
-        if not any(answer.overlaps(other) for other in target):
-            target.append(answer)
-    chosen += [answer for answer in spare if not any(answer.overlaps(other) for other in chosen)]
+        if is_usable(answer, classes):
+            if answer.place not in places:
+                places.add(answer.place)
+                usable.append(answer)
+        else:
+            rest.append(answer)
+    chosen: list[Answer] = []
+    for answer in usable:
+        group = [answer] if answer.end is None else _parts_of_whole(document, answer, usable)
+        if group and not any(one.overlaps(other) for one in group for other in chosen):
+            chosen += group
+    for answer in [*usable, *rest]:  # what is only good for telling why its section is left out
+        if not any(answer.overlaps(other) for other in chosen):
+            chosen.append(answer)
     return sorted(chosen, key=lambda answer: (answer.sections, answer.start))
+
+
+def _parts_of_whole(document: Document, part: Answer, usable: list[Answer]) -> list[Answer]:
+    """Returns the answers, `part` among them, about parts that follow one another through its whole section."""
+    own = [answer for answer in usable if answer.sections == part.sections and answer.end is not None]
+    length = len(document.sections[part.sections[0]].text)
+    chain: list[Answer] = []
+    at = 0
+    while at < length:
+        following = next((answer for answer in own if answer.start == at), None)  # the latest that begins here
+        if following is None or following.end is None or following.end <= at:
+            return []
+        chain.append(following)
+        at = following.end
+    return chain if part in chain and at == length else []
 
 
 def is_usable(answer: Answer, classes: ClassList) -> bool:
@@ -56,9 +86,15 @@ def is_usable(answer: Answer, classes: ClassList) -> bool:
     return _parse(answer, classes).failure is None
 
 
+def is_whole(answer: Answer, classes: ClassList) -> bool:
+    """Tells whether an answer can be read and wasn't cut off."""
+    parsed = _parse(answer, classes)
+    return parsed.failure is None and not parsed.cut_off
+
+
 def piece_of(document: Document, answer: Answer) -> Piece | None:
     """Returns the text that an answer is about; None if the document isn't what it was any more."""
-    if answer.sections[-1] >= len(document.sections):
+    if max(answer.sections) >= len(document.sections):
         return None
     text = SECTION_SEPARATOR.join(document.sections[index].text for index in answer.sections)[answer.start : answer.end]
     piece = Piece(document.id, answer.sections, text, answer.start, answer.end)
@@ -66,7 +102,11 @@ def piece_of(document: Document, answer: Answer) -> Piece | None:
 
 
 def annotate_document(
-    document: Document, answers: Sequence[Answer], classes: ClassList, fuzzy_similarity: float
+    document: Document,
+    answers: Sequence[Answer],
+    expected: Sequence[Piece],
+    classes: ClassList,
+    fuzzy_similarity: float,
 ) -> Annotated:
     """Replaces a document's entities by those in the answers.
 
@@ -76,46 +116,53 @@ def annotate_document(
     Args:
         document: The document.
         answers: Answers about it, none about the same text.
+        expected: What is asked for by the settings, to count what has no answer.
         classes: The classes that count.
         fuzzy_similarity: See `Aligner`.
     """
     result = Annotated(None)
     entities: dict[int, Found] = {}
-    covered: dict[int, int] = {}
+    answered: Counter[int] = Counter()  # section → characters with a usable answer
+    refused: set[int] = set()
+    cut_off: set[int] = set()
     for answer in answers:
         piece = piece_of(document, answer)
         if piece is None:
             continue
+        result.ledger.pieces["given"] += 1
         parsed = _parse(answer, classes)
         if parsed.failure is not None:
             result.ledger.pieces["unusable"] += 1
             result.ledger.give_example("unusable", f"{parsed.failure}: {answer.response[:80]!r}")
             result.set_aside.append(_refused(piece, parsed.failure, answer.response))
-            covered.update(dict.fromkeys(piece.sections, -1))
+            refused.update(piece.sections)
             continue
         result.ledger.pieces["answered"] += 1
-        result.ledger.pieces["cut off"] += parsed.cut_off
+        if parsed.cut_off:
+            result.ledger.pieces["cut off"] += 1
+            cut_off.update(piece.sections)
         _ground(document, piece, parsed, classes, fuzzy_similarity, entities, result)
         for index in piece.sections:
-            length = len(document.sections[index].text) if piece.end is None else piece.end - piece.start
-            if covered.get(index, 0) >= 0:
-                covered[index] = covered.get(index, 0) + length
-    kept = []
-    left_out = []
+            answered[index] += len(document.sections[index].text) if piece.end is None else len(piece.text)
+    kept: list[Section] = []
+    left_out: list[int] = []
     for index, section in enumerate(document.sections):
-        if not section.text.strip() or covered.get(index, 0) == len(section.text):
-            found = entities.get(index, {}).values()
-            result.ledger.places.update((entity.label, "entities") for entity in found)
-            kept.append(replace(section, entities=tuple(sorted(found, key=_order))))
-            continue
-        left_out.append(index)
-        result.ledger.places.update((label, "left out") for label, _ in entities.get(index, ()))
-        if covered.get(index, 0) >= 0:
+        found = entities.get(index, {})
+        if section.text.strip() and (index in refused or answered[index] < len(section.text)):
+            left_out.append(index)
+            result.ledger.places.update((label, "left out") for label, _ in found)
+        else:
+            result.ledger.places.update((label, "entities") for label, _ in found)
+            kept.append(replace(section, entities=tuple(sorted(found.values(), key=_order))))
+    for piece in expected:
+        if set(piece.sections) & set(left_out) and not any(piece.overlaps(answer.place) for answer in answers):
+            result.ledger.pieces["given"] += 1
             result.ledger.pieces["missing"] += 1
-            result.set_aside.append(_refused(Piece(document.id, (index,), section.text), "there is no answer", None))
+            result.set_aside.append(_refused(piece, "there is no answer", None))
     if any(section.text.strip() for section in kept) or not left_out:
         used = [answer for answer in answers if not set(answer.sections) & set(left_out)]
-        result.document = _documented(document, kept, left_out, used, result.ledger)
+        facts = {"sections_left_out": left_out, "sections_cut_off": sorted(cut_off - set(left_out))}
+        result.document = _documented(document, kept, used, facts | {"counts": result.ledger.counts()})
     return result
 
 
@@ -136,7 +183,9 @@ def _ground(
     sections = _Sections(document, piece)
     grounded: list[tuple[int, int, Span, tuple[Span, ...], Place, Mention, str]] = []
     for (mention, label), found in zip(labelled, places, strict=True):
+        ledger.found_places += len(found)
         located = [(at, place) for place in found if (at := sections.locate(place.spans)) is not None]
+        ledger.places[label, "left out"] += len(found) - len(located)  # across the border of two sections
         if not located:
             ledger.mentions[label, "not in the text"] += 1
             ledger.give_example("not in the text", f"{mention.text!r} ({label}) in {document.id}")
@@ -166,10 +215,11 @@ def _labelled(piece: Piece, parsed: ParsedAnswer, classes: ClassList, result: An
     """Returns the mentions with their known classes, each pair once."""
     ledger = result.ledger
     labelled: dict[tuple[Mention, str], None] = {}
+    ledger.given_mentions += len(parsed.malformed) + sum(len(item.classes) for item in parsed.items)
     for entry in parsed.malformed:
         ledger.mentions["", "malformed"] += 1
         ledger.give_example("malformed", entry)
-        result.set_aside.append({**_place(piece), "reason": "malformed", "entry": entry})
+        result.set_aside.append({**piece.to_json(), "reason": "malformed", "entry": entry})
     for item in parsed.items:
         for wording in item.classes:
             label = classes.resolve(wording)
@@ -205,9 +255,8 @@ class _Sections:
 
 
 def _documented(
-    document: Document, sections: list[Section], left_out: list[int], answers: Iterable[Answer], ledger: Ledger
+    document: Document, sections: list[Section], answers: Sequence[Answer], more: dict[str, Any]
 ) -> Document:
-    answers = list(answers)
     times = sorted(answer.facts["time"] for answer in answers if "time" in answer.facts)
     facts = {
         "nertool_version": __version__,
@@ -217,8 +266,7 @@ def _documented(
         "first_answer": times[0] if times else None,
         "last_answer": times[-1] if times else None,
         "answers": [answer.digest for answer in answers],
-        "sections_left_out": left_out,
-        "counts": ledger.counts(),
+        **more,
     }
     return with_provenance(
         replace(document, sections=tuple(sections)), {name: fact for name, fact in facts.items() if fact}
@@ -240,17 +288,14 @@ def _order(entity: Entity) -> tuple[int, int, str, tuple[Span, ...]]:
 def _parse(answer: Answer, classes: ClassList) -> ParsedAnswer:
     if answer.failure is not None:
         return ParsedAnswer(failure=answer.failure)
-    return parse_answer(answer.response, classes.is_wording)
-
-
-def _place(piece: Piece) -> dict[str, Any]:
-    part = {} if piece.end is None else {"start": piece.start, "end": piece.end}
-    return {"document": piece.document, "sections": list(piece.sections), **part}
+    parsed = parse_answer(answer.response, classes.is_wording)
+    parsed.cut_off = parsed.cut_off or answer.facts.get("finish_reason") == "length"
+    return parsed
 
 
 def _refused(piece: Piece, reason: str, response: str | None) -> dict[str, Any]:
-    return {**_place(piece), "reason": reason, "text": piece.text, "response": response}
+    return {**piece.to_json(), "reason": reason, "text": piece.text, "response": response}
 
 
 def _lost(piece: Piece, reason: str, mention: Mention, classes: list[str]) -> dict[str, Any]:
-    return {**_place(piece), "reason": reason, "mention": mention.text, "classes": classes}
+    return {**piece.to_json(), "reason": reason, "mention": mention.text, "classes": classes}

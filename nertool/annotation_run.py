@@ -8,14 +8,14 @@ from typing import IO, Any
 
 import orjson
 
-from nertool.annotation import annotate_document, choose_answers, is_usable
+from nertool.annotation import annotate_document, choose_answers, is_whole
 from nertool.console import progress
 from nertool.documents import Document
 from nertool.entity_classes import ClassList
 from nertool.errors import NertoolError
-from nertool.files import write_json
+from nertool.files import write_atomic, write_json
 from nertool.formats import ReadReport, read_documents
-from nertool.formats.output import DocumentOutput, is_document_file, new_documents
+from nertool.formats.output import is_document_file, new_documents
 from nertool.formats.reading import report_reading, write_rejected
 from nertool.prompts import Piece, Prompt, pieces
 from nertool.reconciliation import Ledger
@@ -70,7 +70,8 @@ def plan_requests(run: AnnotationRun, prompt: Prompt, *, retry_failed: bool) -> 
     report = ReadReport()
     with ExitStack() as stack:
         advance = stack.enter_context(progress("reading", None, "documents"))
-        responses = stack.enter_context(ResponseFile(run.answers_file)) if run.answers_file.exists() else None
+        recorded = prompt.model and run.answers_file.exists()
+        responses = stack.enter_context(ResponseFile(run.answers_file)) if recorded else None
         total = 0
 
         def all_pieces() -> Iterator[Piece]:
@@ -98,39 +99,55 @@ def ask_and_write(run: AnnotationRun, prompt: Prompt, *, retry_failed: bool, for
     """
     from nertool.asking import ask  # noqa: PLC0415 (needs the extra llm, which replaying does not)
 
-    with progress("reading", None, "documents") as advance:  # what is wrong with them shows before anything is paid
-        report = ReadReport()
-        total = 0
-        for document in run.documents(report):
-            total += sum(1 for _ in run.pieces_of(document))
-            advance(report.documents)
+    annotate = run.settings.annotate
+    failed_file = run.answers_file.with_name(run.answers_file.name.replace(".responses.jsonl", ".failed.jsonl"))
     with ResponseFile(run.answers_file, append=True) as responses:
         must_ask = _must_ask(responses, run.classes, retry_failed=retry_failed)
-        annotate = run.settings.annotate
-        asked = ask(run.pieces(), total, prompt, annotate, run.classes, responses, must_ask)
+        report = ReadReport()
+        keys: set[str] = set()
+        with progress("reading", None, "documents") as advance:  # what is wrong shows before anything is paid
+            for document in run.documents(report):
+                own = (prompt.key(piece.text) for piece in run.pieces_of(document))
+                keys.update(key for key in own if key not in keys and must_ask(key))
+                advance(report.documents)
+        to_ask = len(keys)
+        keys.clear()
+        asked = ask(run.pieces(), to_ask, prompt, annotate, run.classes, responses, must_ask)
+        if asked.failed:
+            lines = [{**piece.to_json(), "reason": reason} for piece, reason in asked.failed]
+            write_atomic(failed_file, b"".join(orjson.dumps(line) + b"\n" for line in lines))
+        else:
+            failed_file.unlink(missing_ok=True)
         if asked.stopped or asked.failed:
             raise NertoolError(
-                _unfinished(asked.stopped, asked.failed),
+                _unfinished(asked.stopped, asked.failed, failed_file),
                 f"{len(responses):,} answers are kept in {run.answers_file}: the same command asks for the rest; "
                 f"--responses {run.answers_file} makes documents of what is there",
             )
 
         def answers(document: Document) -> list[Answer]:
-            own = ((piece, responses.with_key(prompt.key(piece.text))) for piece in run.pieces_of(document))
-            return [
-                replace(answer, document=piece.document, sections=piece.sections, start=piece.start, end=piece.end)
-                for piece, answer in own
-            ]
+            found = []
+            for piece in run.pieces_of(document):
+                key = prompt.key(piece.text)
+                if key not in responses:
+                    raise NertoolError(
+                        f"the text of {piece.document} was changed while the LLM was asked",
+                        "the same command asks for what is new",
+                    )
+                answer = responses.with_key(key)
+                found.append(
+                    replace(answer, document=piece.document, sections=piece.sections, start=piece.start, end=piece.end)
+                )
+            return found
 
         result = write_annotated(run, answers, force=force)
-    used = asked.used.to_json(annotate)
     facts = {
         "kept": asked.kept,
         "unusable": asked.unusable,
         "retries": asked.retries,
         "seconds": round(asked.seconds, 2),
     }
-    return {**result, "asked": {**used, **facts}}
+    return {**result, "asked": {**asked.used.to_json(annotate), **facts}}
 
 
 def replay_and_write(run: AnnotationRun, recorded: Path, *, force: bool) -> dict[str, Any]:
@@ -161,87 +178,94 @@ def write_annotated(
     """
     report = ReadReport()
     ledger = Ledger()
-    documents = entities = 0
+    documents = entities = set_aside = 0
+    annotate = run.settings.annotate
     with (
         new_documents(run.output, "annotate", force=force, source=run.source) as output,
-        _Quarantine(output) as quarantine,
+        _Lines(output.folder / "quarantine.jsonl") as quarantine,
+        _Lines(output.folder / "reconciliation.jsonl") as by_document,
         progress("finding the mentions", None, "documents") as advance,
     ):
         for document in run.documents(report):
-            annotated = annotate_document(
-                document, answers(document), run.classes, run.settings.annotate.fuzzy_similarity
+            expected = list(run.pieces_of(document))
+            done = annotate_document(document, answers(document), expected, run.classes, annotate.fuzzy_similarity)
+            done.ledger.check()
+            ledger.add(done.ledger)
+            set_aside += len(done.set_aside)
+            for line in done.set_aside:
+                quarantine.add(line)
+            pieces_of_it = {name: count for name, count in done.ledger.to_json()["pieces"].items() if count}
+            by_document.add(
+                {
+                    "document": document.id,
+                    "written": done.document is not None,
+                    "pieces": pieces_of_it,
+                    "counts": done.ledger.counts(),
+                }
             )
-            ledger.add(annotated.ledger)
-            quarantine.add(annotated.set_aside)
-            if annotated.document is not None:
-                output.documents.write(annotated.document)
+            if done.document is not None:
+                output.documents.write(done.document)
                 documents += 1
-                entities += sum(len(section.entities) for section in annotated.document.sections)
+                entities += sum(len(section.entities) for section in done.document.sections)
             advance(report.documents)
-        if (
-            recorded is not None
-            and ledger.pieces["missing"]
-            and not ledger.pieces["answered"] + ledger.pieces["unusable"]
-        ):
+        missing = ledger.pieces["missing"]
+        if recorded is not None and missing and missing == ledger.pieces["given"]:
             raise NertoolError(
                 f"no answer in {recorded} is about a text in {run.source}",
                 "answers name the document's id and sections",
             )
-        write_json(output.folder / "reconciliation.json", ledger.to_json())
+        settings = annotate.model_dump(mode="json", exclude={"api_key"})
+        write_json(output.folder / "reconciliation.json", {**ledger.to_json(), "settings": settings})
         write_rejected(report, output.folder / "rejected.jsonl")
     report_reading(report)
     return {
         "documents": documents,
         "documents_set_aside": report.documents - documents,
         "entities": entities,
-        "set_aside": quarantine.lines,
+        "set_aside": set_aside,
         "reconciliation": ledger.to_json(),
         "read": report.to_json(),
     }
 
 
-class _Quarantine:
-    """Writes `quarantine.jsonl`, if there is anything to write."""
+class _Lines:
+    """Writes a JSON lines file, if there is anything to write."""
 
-    def __init__(self, output: DocumentOutput) -> None:
-        self.lines = 0
-        self._path = output.folder / "quarantine.jsonl"
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> "_Quarantine":
+    def __enter__(self) -> "_Lines":
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
 
-    def add(self, lines: list[dict[str, Any]]) -> None:
-        """Appends lines."""
-        if lines and self._file is None:
+    def add(self, line: dict[str, Any]) -> None:
+        """Appends a line."""
+        if self._file is None:
             self._file = self._path.open("wb")
-        for line in lines:
-            assert self._file is not None
-            self._file.write(orjson.dumps(line) + b"\n")
-        self.lines += len(lines)
+        self._file.write(orjson.dumps(line) + b"\n")
 
 
 def _must_ask(responses: ResponseFile | None, classes: ClassList, *, retry_failed: bool) -> Callable[[str], bool]:
-    """Returns what tells by a request's key whether it must be asked: it has no answer, or no usable one."""
+    """Returns what tells by a request's key whether it must be asked: it has no answer, or no usable and whole one."""
 
     def must_ask(key: str) -> bool:
         if responses is None or key not in responses:
             return True
-        return retry_failed and not is_usable(responses.with_key(key), classes)
+        return retry_failed and not is_whole(responses.with_key(key), classes)
 
     return must_ask
 
 
-def _unfinished(stopped: str | None, failed: list[tuple[Piece, str]]) -> str:
+def _unfinished(stopped: str | None, failed: list[tuple[Piece, str]], failed_file: Path) -> str:
     lines = [f"asking stopped: {stopped}"] if stopped else []
     if failed:
         lines.append(f"{len(failed):,} texts got no answer:")
         for piece, reason in failed[:_TEXTS_NAMED]:
             lines.append(f"  {piece.document}, section {', '.join(map(str, piece.sections))}: {reason}")
         if len(failed) > _TEXTS_NAMED:
-            lines.append(f"  and {len(failed) - _TEXTS_NAMED:,} more")
+            lines.append(f"  and {len(failed) - _TEXTS_NAMED:,} more; all are in {failed_file}")
     return "\n".join(lines)

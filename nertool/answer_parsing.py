@@ -75,13 +75,15 @@ def parse_answer(answer: str, is_class: Callable[[str], bool]) -> ParsedAnswer:
         parsed.failure = "the answer is empty"
         return parsed
     try:
-        values = [orjson.loads(text)]
+        values = [_with_repeated_keys(text, orjson.loads(text))]
     except orjson.JSONDecodeError:
         values = [value for block in _blocks(text) for value in _values(block, is_class, parsed)]
     if not values:
         parsed.failure = parsed.failure or "there is no JSON in the answer"
         return parsed
-    parsed.failure = None
+    if parsed.failure is not None:  # of another piece of JSON in the answer
+        parsed.malformed.append(parsed.failure)
+        parsed.failure = None
     for value in values:
         _collect(value, is_class, parsed, _DEEPEST)
     if not parsed.items and (parsed.malformed or all(value is None for value in values)):
@@ -89,6 +91,21 @@ def parse_answer(answer: str, is_class: Callable[[str], bool]) -> ParsedAnswer:
     elif not parsed.items and parsed.cut_off:
         parsed.failure = "the answer was cut off before the end of its first entry"
     return parsed
+
+
+def _with_repeated_keys(text: str, value: Any) -> Any:
+    """Reads JSON of mentions and classes once more if it names a key twice, of which a parser keeps the last only."""
+
+    def joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, inner in pairs:
+            known = found.get(key, [])
+            both = [*(known if isinstance(known, list) else [known]), *(inner if isinstance(inner, list) else [inner])]
+            found[key] = both if key in found else inner
+        return found
+
+    strings = isinstance(value, dict) and any(_all_strings(inner) for inner in value.values())
+    return json.loads(text, object_pairs_hook=joined) if strings else value
 
 
 def _blocks(text: str) -> list[str]:
@@ -263,7 +280,10 @@ def _collect_object(
 def _all_strings(value: Any) -> list[str]:
     """Returns a string, or the strings of a list of nothing else, as a list."""
     strings = [value] if isinstance(value, str) else value
-    return strings if isinstance(strings, list) and all(isinstance(one, str) for one in strings) else []
+    if not isinstance(strings, list):
+        return []
+    present = [one for one in strings if one is not None]
+    return present if all(isinstance(one, str) for one in present) else []
 
 
 def _is_mapping(pairs: dict[str, list[str]], is_class: Callable[[str], bool]) -> bool:

@@ -1,11 +1,12 @@
 """Talking to people on stderr, and giving data to programs on stdout."""
 
+import io
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import orjson
 from rich.console import Console
@@ -32,6 +33,29 @@ class Advance(Protocol):
         """Takes how many units are done."""
 
 
+class _Stderr(io.TextIOBase):
+    """Stderr, of which losing it (a connection that broke, a pipe that was closed) ends no work."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stderr.encoding
+
+
 @cache
 def stderr_console() -> Console:
     """Returns the one console for everything that people read; obeys `NO_COLOR` and `TERM=dumb`.
@@ -40,7 +64,9 @@ def stderr_console() -> Console:
     Square brackets are text, not markup: they occur in class names.
     """
     width = None if sys.stderr.isatty() else _PLAIN_WIDTH
-    return Console(stderr=True, width=width, highlight=False, soft_wrap=True, emoji=False, markup=False)
+    return Console(
+        file=cast(IO[str], _Stderr()), width=width, highlight=False, soft_wrap=True, emoji=False, markup=False
+    )
 
 
 def say(message: str) -> None:

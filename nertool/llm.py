@@ -5,10 +5,11 @@ import email.utils
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -25,19 +26,14 @@ _FIRST_DELAY_SECONDS = 1.0
 _LONGEST_DELAY_SECONDS = 60.0
 # Past this, waiting is the user's decision, not ours.
 _LONGEST_RETRY_AFTER_SECONDS = 600.0
-_WORST_BODY_CHARS = 300
+_LONGEST_WAIT_SECONDS = 3600.0
+# So often nobody is reached before there was any answer: the address is wrong, or the server down.
+_FIRST_CONNECTIONS = 3
+_LONGEST_REASON_CHARS = 300
 # What endpoints say when it is this text that they won't take, rather than the settings.
 _TEXT_REFUSED = (
     "context_length", "context length", "content_filter", "content filter", "content_policy", "too long", "safety",
 )  # fmt: skip
-
-
-class NoAnswerError(Exception):
-    """The endpoint gave no answer, however often it was asked; asking again later may help."""
-
-
-class RefusedError(Exception):
-    """The endpoint won't answer for this text; asking again won't help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +46,7 @@ class Completion:
         finish_reason: `stop`, `length`, …
         input_tokens: Tokens of the request; None if the endpoint doesn't say.
         output_tokens: Tokens of the answer; None if the endpoint doesn't say.
+        refusal: Why the model or the endpoint's filter won't answer for this text, if so.
     """
 
     text: str
@@ -57,12 +54,40 @@ class Completion:
     finish_reason: str | None
     input_tokens: int | None
     output_tokens: int | None
+    refusal: str | None = None
+
+
+class NoAnswerError(Exception):
+    """The endpoint gave no answer, however often it was asked; asking again later may help.
+
+    Args:
+        reason: What went wrong the last time.
+        busy: Whether it was only too busy.
+    """
+
+    def __init__(self, reason: str, *, busy: bool) -> None:
+        super().__init__(reason)
+        self.busy = busy
+
+
+class RefusedError(Exception):
+    """The endpoint refuses this request.
+
+    Args:
+        reason: What it says.
+        certain: Whether it says that it is because of this text; else all requests may be refused.
+    """
+
+    def __init__(self, reason: str, *, certain: bool) -> None:
+        super().__init__(reason)
+        self.certain = certain
 
 
 class _TransientError(Exception):
-    def __init__(self, reason: str, retry_after_seconds: float | None = None) -> None:
+    def __init__(self, reason: str, *, retry_after_seconds: float | None = None, unreached: bool = False) -> None:
         super().__init__(reason)
         self.retry_after_seconds = retry_after_seconds
+        self.unreached = unreached
 
 
 class Llm:
@@ -70,17 +95,20 @@ class Llm:
 
     Args:
         settings: Endpoint, key, limits, retries and time-outs.
+        on_retry: Told why a request has to be repeated.
     """
 
-    def __init__(self, settings: AnnotateSettings) -> None:
+    def __init__(self, settings: AnnotateSettings, on_retry: Callable[[str], None]) -> None:
+        self.stopping = False  # no more retries: the run is about to end
+        self.endpoint = _without_secrets(settings.base_url)
         self._settings = settings
+        self._on_retry = on_retry
         self._secret = settings.api_key.get_secret_value() if settings.api_key else ""
         self._client: openai.AsyncOpenAI
         self._requests = _limiter(settings.requests_per_minute)
         self._tokens = _limiter(settings.tokens_per_minute)
         self._not_before = 0.0
         self._succeeded = False
-        self.retries = 0
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -98,48 +126,66 @@ class Llm:
     async def complete(self, body: dict[str, Any], tokens: int) -> Completion:
         """Asks until there is an answer.
 
+        Being told to wait is no failure: it is obeyed, up to an hour in all, and holds for all requests.
+
         Args:
             body: The request's body: model, messages and parameters.
             tokens: How many tokens it will take, about; for the limit per minute.
 
         Raises:
             NoAnswerError: If there is none after all retries.
-            RefusedError: If the endpoint won't answer for this text.
+            RefusedError: If the endpoint refuses this request.
             NertoolError: If it won't answer anything: wrong key, unknown model, no credit.
         """
-        for attempt in range(self._settings.retries + 1):
+        begun = time.monotonic()
+        failures = 0
+        while True:
             await _acquire(self._requests, 1)
             await _acquire(self._tokens, tokens)
             while (wait := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(wait + random.uniform(0.0, 1.0))  # so that not all come back at once
             try:
                 completion = await self._ask(body)
             except _TransientError as error:
-                if attempt == self._settings.retries:
-                    raise NoAnswerError(f"{error}, asked {attempt + 1} times") from error
-                self.retries += 1
+                asked_to_wait = error.retry_after_seconds is not None
+                failures += not asked_to_wait
+                if error.unreached and not self._succeeded and failures >= _FIRST_CONNECTIONS:
+                    raise NertoolError(
+                        f"cannot reach {self.endpoint}: {error}", "check annotate.base_url, and whether the server runs"
+                    ) from error
+                if (
+                    self.stopping
+                    or failures > self._settings.retries
+                    or time.monotonic() - begun > _LONGEST_WAIT_SECONDS
+                ):
+                    raise NoAnswerError(str(error), busy=asked_to_wait) from error
+                self._on_retry(str(error))
                 if error.retry_after_seconds is not None:
                     self._not_before = max(self._not_before, time.monotonic() + error.retry_after_seconds)
-                    continue
-                delay = min(_FIRST_DELAY_SECONDS * 2**attempt, _LONGEST_DELAY_SECONDS)
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # so that failed requests don't come back as one
+                    await asyncio.sleep(min(error.retry_after_seconds, _FIRST_DELAY_SECONDS))
+                else:
+                    delay = min(_FIRST_DELAY_SECONDS * 2 ** (failures - 1), _LONGEST_DELAY_SECONDS)
+                    await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             else:
                 self._succeeded = True
                 return completion
-        raise AssertionError("the last attempt raises")
 
     async def _ask(self, body: dict[str, Any]) -> Completion:
         parameters = dict(body)
         model, messages = parameters.pop("model"), parameters.pop("messages")
+        silent = _TransientError(f"no answer within {self._settings.timeout_seconds:g} s")
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model=model, messages=messages, extra_body=parameters
-            )
-            content = raw.content
-        except openai.APITimeoutError as error:
-            raise _TransientError(f"no answer within {self._settings.timeout_seconds:g} s") from error
+            # The client's own time-out is for each read: a server that drips white space never ends it.
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=model, messages=messages, extra_body=parameters
+                )
+                content = raw.content
+        except (openai.APITimeoutError, TimeoutError) as error:
+            raise silent from error
         except openai.APIConnectionError as error:
-            raise _TransientError(f"no connection: {self._plain(str(error.__cause__ or error))}") from error
+            reason = self._plain(str(error.__cause__ or error))
+            raise _TransientError(f"no connection: {reason}", unreached=True) from error
         except openai.APIStatusError as error:
             raise self._explain(error) from error
         except openai.OpenAIError as error:
@@ -153,70 +199,91 @@ class Llm:
             choice = value["choices"][0]
             message = choice["message"]
             usage = value.get("usage") or {}
-            text = message.get("content") or ""
+            text, finish_reason = message.get("content") or "", choice.get("finish_reason")
+            refusal: str | None = None
             if not text and message.get("refusal"):
-                raise RefusedError(f"the model refused: {self._plain(str(message['refusal']))}")
-            if choice.get("finish_reason") == "content_filter":
-                raise RefusedError("the endpoint's content filter stopped the answer")
+                refusal = f"the model refused: {self._plain(str(message['refusal']))}"
+            elif finish_reason == "content_filter":
+                refusal = "the endpoint's content filter stopped the answer"
             return Completion(
-                str(text),
-                value.get("model"),
-                choice.get("finish_reason"),
-                usage.get("prompt_tokens"),
-                usage.get("completion_tokens"),
+                self._hide_key(str(text)),
+                self._hide_key(str(value["model"])) if value.get("model") else None,
+                str(finish_reason) if finish_reason else None,
+                _count(usage.get("prompt_tokens")),
+                _count(usage.get("completion_tokens")),
+                refusal,
             )
         except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-            begin = self._plain(content[:80].decode("utf-8", "replace"))
+            begin = self._plain(content.decode("utf-8", "replace"))[:80]
             raise _TransientError(f"the endpoint's response is no chat completion: {begin!r}") from error
 
     def _explain(self, error: openai.APIStatusError) -> Exception:  # noqa: PLR0911 (a table in prose)
         """Returns what a refusing status means: try again, leave this text, or stop."""
         status, reason = error.status_code, self._reason(error)
         lower = reason.lower()
-        if status == 429 and "insufficient_quota" in lower:
+        if status == 402 or (status == 429 and "insufficient_quota" in lower):
             return NertoolError(f"the endpoint says: {reason}", "add credit; the same command then goes on")
         if status in (408, 409, 425, 429) or status >= 500:
             seconds = _retry_after(error.response.headers)
             if seconds is not None and seconds > _LONGEST_RETRY_AFTER_SECONDS:
-                hint = "the same command goes on later"
-                return NertoolError(f"the endpoint asks to wait for {seconds:.0f} s: {reason}", hint)
-            return _TransientError(f"status {status}: {reason}", seconds)
-        if status in (401, 403):
+                waiting = f"the endpoint asks to wait for {seconds:.0f} s: {reason}"
+                return NertoolError(waiting, "the same command goes on later")
+            return _TransientError(f"status {status}: {reason}", retry_after_seconds=seconds)
+        if status == 401 or (status == 403 and not self._succeeded):
             return NertoolError(
-                f"the endpoint {self._settings.base_url} refuses the key: {reason}",
+                f"the endpoint {self.endpoint} refuses the key: {reason}",
                 "set NERTOOL_ANNOTATE__API_KEY to a valid one",
             )
-        if status == 404:
+        if status == 404 and not self._succeeded:
             return NertoolError(
-                f"the endpoint {self._settings.base_url} knows no such model or address: {reason}",
+                f"the endpoint {self.endpoint} knows no such model or address: {reason}",
                 "check annotate.model, and annotate.base_url (it often ends in /v1)",
             )
-        if status == 413 or self._succeeded or any(words in lower for words in _TEXT_REFUSED):
-            return RefusedError(f"status {status}: {reason}")
-        hint = "check the settings of annotate: temperature, seed, extra_body"
-        if "response_format" in lower or "json_schema" in lower:
-            hint = "this endpoint has no structured output: --set annotate.answer_format=text"
-        elif "max_completion_tokens" in lower:
-            hint = "unset annotate.max_answer_tokens and use --set 'annotate.extra_body={max_tokens=4096}'"
-        return NertoolError(f"the endpoint refuses the request, status {status}: {reason}", hint)
+        if not self._succeeded and (hint := _settings_hint(lower)):
+            return NertoolError(f"the endpoint refuses the request, status {status}: {reason}", hint)
+        certain = status == 413 or any(words in lower for words in _TEXT_REFUSED)
+        return RefusedError(f"status {status}: {reason}", certain=certain)
 
     def _reason(self, error: openai.APIStatusError) -> str:
-        body = error.body
-        if isinstance(body, dict):
-            inner = body.get("error", body)
-            if isinstance(inner, dict):
-                parts = [str(inner[key]) for key in ("message", "code") if inner.get(key)]
-                body = "; ".join(parts) or str(inner)
-            else:
-                body = str(inner)
-        return self._plain(str(body or error.message))
+        body: Any = error.body
+        inner = body.get("error", body) if isinstance(body, dict) else body
+        if isinstance(inner, dict):
+            parts = [str(inner[key]) for key in ("message", "code") if inner.get(key)]
+            return self._plain("; ".join(parts) or str(inner))
+        return self._plain(str(inner or error.message))
 
     def _plain(self, text: str) -> str:
         """Makes what the endpoint said fit for a message: one short line, and never with the key in it."""
-        if self._secret:
-            text = text.replace(self._secret, "***")
-        line = " ".join(text.split())
-        return line if len(line) <= _WORST_BODY_CHARS else f"{line[:_WORST_BODY_CHARS]}…"
+        line = " ".join(self._hide_key(text).split())
+        return line if len(line) <= _LONGEST_REASON_CHARS else f"{line[:_LONGEST_REASON_CHARS]}…"
+
+    def _hide_key(self, text: str) -> str:
+        return text.replace(self._secret, "***") if self._secret else text
+
+
+def _settings_hint(reason: str) -> str | None:
+    if "response_format" in reason or "json_schema" in reason:
+        return "this endpoint has no structured output: --set annotate.answer_format=text"
+    if "max_completion_tokens" in reason:
+        return "unset annotate.max_answer_tokens and use --set 'annotate.extra_body={max_tokens=4096}'"
+    return None
+
+
+def _without_secrets(url: str) -> str:
+    """Returns a URL without user, password and query."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "(no valid URL)"
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}" if parts.hostname else "(no valid URL)"
+
+
+def _count(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _limiter(per_minute: int | None) -> aiolimiter.AsyncLimiter | None:

@@ -21,6 +21,10 @@ CHARS_PER_TOKEN = 4  # a rule of thumb for English, to plan with; what is paid, 
 SECTION_SEPARATOR = "\n\n"
 
 
+# Sections, and where in the section it begins and ends if it is a part of one (else 0 and None).
+Place = tuple[tuple[int, ...], int, int | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A text that is asked for at once: a section, sections joined, or a part of a long section.
@@ -39,10 +43,27 @@ class Piece:
     start: int = 0
     end: int | None = None
 
+    def overlaps(self, place: Place) -> bool:
+        """Tells whether it has text in common with another place in the document."""
+        return overlap((self.sections, self.start, self.end), place)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what of which document it is."""
+        part = {} if self.end is None else {"start": self.start, "end": self.end}
+        return {"document": self.document, "sections": list(self.sections), **part}
+
     @property
     def digest(self) -> str:
         """A SHA-256 prefix of the text, to recognise it by."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+def overlap(one: Place, other: Place) -> bool:
+    """Tells whether two pieces of one document have text in common."""
+    (sections, start, end), (others, other_start, other_end) = one, other
+    return bool(set(sections) & set(others)) and (
+        end is None or other_end is None or (start < other_end and other_start < end)
+    )
 
 
 def pieces(document: Document, *, max_tokens: int, join_sections: bool) -> Iterator[Piece]:

@@ -14,18 +14,23 @@ _WORDINGS_LISTED = 100
 class Ledger:
     """Counts of answers, mentions and entities; ledgers add up with `add`.
 
-    A mention is one string with one class in one answer. These hold for the totals, and in each class for what has one:
+    A mention is one string with one class in one answer. These hold for the totals, and in each class for what has one;
+    `check` makes sure of it, from counts that are taken where things come in:
 
     - all pieces = answered (`cut off` ones too) + unusable + missing;
     - mentions = malformed + unknown class + repeated + not in the text + found (each way);
-    - places = entities + same place (as another mention's) + left out (with their section); a mention may have many.
+    - places = entities + same place (as another mention's) + left out (with their section); a mention may have
+      several.
 
     Args:
-        pieces: What became of the pieces of text: `answered`, `cut off` (answered in part), `unusable`, `missing`.
+        pieces: How many pieces of text there were (`given`), and what became of them: `answered`, `cut off` (answered
+            in part), `unusable`, `missing`.
         mentions: (class or "", what became of it) → count.
         places: (class, `entities`, `same place` or `left out`) → count.
         unknown: Wordings of classes that aren't known → count.
         examples: What became of it → some of them.
+        given_mentions: How many mentions the answers held.
+        found_places: How many places the search found.
     """
 
     pieces: Counter[str] = field(default_factory=Counter)
@@ -33,6 +38,8 @@ class Ledger:
     places: Counter[tuple[str, str]] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    given_mentions: int = 0
+    found_places: int = 0
 
     def add(self, other: "Ledger") -> None:
         """Takes over the counts of another ledger, and its examples as long as there is room."""
@@ -40,6 +47,8 @@ class Ledger:
         self.mentions.update(other.mentions)
         self.places.update(other.places)
         self.unknown.update(other.unknown)
+        self.given_mentions += other.given_mentions
+        self.found_places += other.found_places
         for outcome, examples in other.examples.items():
             for example in examples:
                 self.give_example(outcome, example)
@@ -58,9 +67,24 @@ class Ledger:
         places = Counter[str]()
         for (_, outcome), count in self.places.items():
             places[outcome] += count
-        totals = {"mentions": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}}
-        totals |= {"places": places.total(), **{name: places[name] for name in PLACES}}
+        totals = {"mentions": self.given_mentions, **{name: outcomes[name] for name in OUTCOMES}}
+        totals |= {"places": self.found_places, **{name: places[name] for name in PLACES}}
         return {name: count for name, count in totals.items() if count}
+
+    def check(self) -> None:
+        """Makes sure that nothing was lost without being counted.
+
+        Raises:
+            RuntimeError: If the counts don't add up: a defect of nertool.
+        """
+        sums = {
+            "pieces": (self.pieces["given"], sum(self.pieces[name] for name in ("answered", "unusable", "missing"))),
+            "mentions": (self.given_mentions, self.mentions.total()),
+            "places": (self.found_places, self.places.total()),
+        }
+        for name, (given, accounted) in sums.items():
+            if given != accounted:
+                raise RuntimeError(f"of {given:,} {name} {accounted:,} are accounted for")
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything for `--json` and `reconciliation.json`."""
@@ -73,7 +97,7 @@ class Ledger:
             per_class[label] = {name: count for name, count in row.items() if count}
         return {
             "pieces": {
-                "all": sum(count for name, count in self.pieces.items() if name != "cut off"),
+                "all": self.pieces["given"],
                 **{name: self.pieces[name] for name in ("answered", "cut off", "unusable", "missing")},
             },
             "totals": {name: self.counts().get(name, 0) for name in TOTALS},

@@ -55,10 +55,12 @@ class Usage:
 def estimate(prompt: Prompt, piece: Piece, responses: ResponseFile | None) -> tuple[float, float]:
     """Returns about how many tokens a request and its answer take; by the answers so far, if there are any."""
     text = len(piece.text) / CHARS_PER_TOKEN
-    ratio = _OUTPUT_PER_TEXT
-    if responses is not None and responses.text_chars:
-        ratio = responses.output_tokens / (responses.text_chars / CHARS_PER_TOKEN)
-    return len(prompt.template) / CHARS_PER_TOKEN + text, text * ratio
+    before, ratio = len(prompt.template) / CHARS_PER_TOKEN, _OUTPUT_PER_TEXT
+    if responses is not None and responses.paid:
+        texts = responses.text_chars / CHARS_PER_TOKEN
+        before = max(before, (responses.input_tokens - texts) / responses.paid)
+        ratio = responses.output_tokens / max(1.0, texts)
+    return before + text, text * ratio
 
 
 def plan(

@@ -18,7 +18,7 @@ import orjson
 from filelock import FileLock, Timeout
 
 from nertool.errors import NertoolError
-from nertool.prompts import Piece
+from nertool.prompts import Piece, Place, overlap
 
 _SYNC_EVERY_SECONDS = 1.0
 
@@ -50,7 +50,7 @@ class Answer:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def place(self) -> tuple[tuple[int, ...], int, int | None]:
+    def place(self) -> Place:
         """What of the document was asked for."""
         return self.sections, self.start, self.end
 
@@ -61,9 +61,7 @@ class Answer:
 
     def overlaps(self, other: "Answer") -> bool:
         """Tells whether two answers are about the same text, in part at least."""
-        return bool(set(self.sections) & set(other.sections)) and (
-            self.end is None or other.end is None or (self.start < other.end and other.start < self.end)
-        )
+        return overlap(self.place, other.place)
 
 
 def answer_for(piece: Piece, response: str, **facts: Any) -> Answer:
@@ -86,10 +84,11 @@ class ResponseFile:
         self.input_tokens = 0
         self.output_tokens = 0
         self.text_chars = 0
+        self.paid = 0  # answers of which that is known
         self._append = append
         self._by_document: dict[str, list[int]] = {}
-        self._by_key: dict[str, int] = {}
-        self._held: set[int] = set()
+        self._by_key: dict[str, tuple[int, int]] = {}  # offset and hash of the latest answer to a request
+        self._latest: dict[int, int] = {}  # hash of document and place → hash of the latest answer about it
         self._synced = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -97,7 +96,9 @@ class ResponseFile:
             try:
                 if self._append:
                     stack.enter_context(FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0))
-                self._file: IO[bytes] = stack.enter_context(self.path.open("a+b" if self._append else "rb"))
+                # Unbuffered: an answer is written in one call, so that a kill leaves it whole or cuts the last line.
+                self._file: IO[bytes] = stack.enter_context(self.path.open("ab" if self._append else "rb", buffering=0))
+                self._reader: IO[bytes] = stack.enter_context(self.path.open("rb"))
             except Timeout as error:
                 raise NertoolError(
                     f"another nertool annotate is adding to {self.path}", "wait for it, or choose another output"
@@ -123,11 +124,12 @@ class ResponseFile:
 
     def with_key(self, key: str) -> Answer:
         """Returns the latest answer to a request."""
-        return self._read(self._by_key[key])
+        return self._read(self._by_key[key][0])
 
-    def holds(self, piece: Piece, key: str) -> bool:
-        """Tells whether there is an answer to a request for this very piece, not only for one with the same text."""
-        return hash((piece.document, piece.sections, piece.start, piece.end, key)) in self._held
+    def is_latest(self, piece: Piece, key: str) -> bool:
+        """Tells whether the latest answer about a piece is the latest one to this request."""
+        place = hash((piece.document, piece.sections, piece.start, piece.end))
+        return self._latest.get(place) == self._by_key[key][1]
 
     def about(self, document: str) -> Iterator[Answer]:
         """Yields the answers about a document, the latest first."""
@@ -137,8 +139,10 @@ class ResponseFile:
         """Appends an answer in one write; it is on disk a second later at most."""
         line = orjson.dumps(_to_json(answer)) + b"\n"
         offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(line)
-        self._file.flush()
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._note(answer, offset)
         if time.monotonic() - self._synced > _SYNC_EVERY_SECONDS:
             os.fsync(self._file.fileno())
@@ -151,15 +155,16 @@ class ResponseFile:
         self.add(answer_for(piece, answer.response, model=answer.model, failure=answer.failure, **facts))
 
     def _index(self) -> None:
-        self._file.seek(0)
         offset = 0
-        for number, line in enumerate(self._file, start=1):
+        line = b""
+        for number, line in enumerate(self._lines(), start=1):
             if line.strip():
                 try:
                     self._note(_from_json(orjson.loads(line)), offset)
                 except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                    if not line.endswith(b"\n") and self._append:
-                        self._file.truncate(offset)  # a killed run was writing it
+                    if not line.endswith(b"\n"):  # a killed run was writing it, or another one is just now
+                        if self._append:
+                            self._file.truncate(offset)
                         return
                     reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
                     raise NertoolError(
@@ -172,17 +177,24 @@ class ResponseFile:
 
     def _note(self, answer: Answer, offset: int) -> None:
         self._by_document.setdefault(answer.document, []).append(offset)
-        if "key" in answer.facts:
-            self._by_key[answer.facts["key"]] = offset
-            self._held.add(hash((answer.document, *answer.place, answer.facts["key"])))
+        key = answer.facts.get("key")
+        content = hash((key, answer.response, answer.failure))
+        self._latest[hash((answer.document, *answer.place))] = content
+        if key is not None:
+            self._by_key[key] = (offset, content)
         usage = answer.facts.get("usage", {})
-        self.input_tokens += usage.get("input", 0)
-        self.output_tokens += usage.get("output", 0)
-        self.text_chars += usage.get("text_chars", 0)
+        self.input_tokens += int(usage.get("input", 0))
+        self.output_tokens += int(usage.get("output", 0))
+        self.text_chars += int(usage.get("text_chars", 0))
+        self.paid += "text_chars" in usage
+
+    def _lines(self) -> Iterator[bytes]:
+        with self.path.open("rb") as lines:
+            yield from lines
 
     def _read(self, offset: int) -> Answer:
-        self._file.seek(offset)
-        return _from_json(orjson.loads(self._file.readline()))
+        self._reader.seek(offset)
+        return _from_json(orjson.loads(self._reader.readline()))
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
@@ -201,24 +213,34 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _from_json(value: dict[str, Any]) -> Answer:
+def _from_json(value: Any) -> Answer:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
     rest = dict(value)
     sections = rest.pop("sections", None)
     sections = (rest.pop("section"),) if sections is None else tuple(sections)
-    if not sections or not all(isinstance(index, int) and index >= 0 for index in sections):
-        raise ValueError("sections are counted from 0")
-    response = rest.pop("response")
-    document = rest.pop("document")
-    if not isinstance(document, str) or not isinstance(response, str | None):
-        raise ValueError("document and response are strings")
-    return Answer(
+    response, document, end = rest.pop("response", None), rest.pop("document"), rest.pop("end", None)
+    answer = Answer(
         document=document,
         sections=sections,
         response=response or "",
         start=rest.pop("start", 0),
-        end=rest.pop("end", None),
+        end=end,
         text=rest.pop("text", None),
         model=rest.pop("model", None),
         failure=rest.pop("failure", None),
         facts=rest,
     )
+    if response is None and answer.failure is None:
+        raise KeyError("response")
+    if not sections or not all(map(_is_offset, (*sections, answer.start, 0 if end is None else end))):
+        raise ValueError("sections, start and end are whole numbers from 0")
+    if not all(isinstance(text, str | None) for text in (response, answer.text, answer.model, answer.failure)):
+        raise ValueError("response, text, model and failure are strings")
+    if not isinstance(document, str) or not isinstance(rest.get("usage", {}), dict):
+        raise ValueError("document is a string, and usage an object")
+    return answer
+
+
+def _is_offset(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -9,9 +9,9 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from nertool.errors import NertoolError, nearest_name
@@ -202,6 +202,22 @@ class AnnotateSettings(_Part):
         description="Share of characters that must agree where a mention is found in no other way; 1: never guess.",
     )  # fmt: skip
 
+    @field_validator("api_key")
+    @classmethod
+    def _is_sendable(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None:
+            return None
+        plain = key.get_secret_value().strip()  # of the line end that `$(cat key)` and files bring
+        if not plain.isascii() or not plain.isprintable() or " " in plain:
+            raise ValueError("a key is made of visible ASCII characters")
+        return SecretStr(plain) if plain else None
+
+    @model_validator(mode="after")
+    def _cost_needs_prices(self) -> Self:
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise ValueError("annotate.max_cost needs annotate.input_price or annotate.output_price")
+        return self
+
 
 class Settings(BaseSettings):
     """All settings of nertool."""
@@ -277,7 +293,7 @@ def load_settings(
     except ValidationError as error:
         for item in error.errors():
             name = ".".join(map(str, item["loc"][:2]))
-            given = "" if name in _SECRETS else f", not {item['input']!r}"
+            given = "" if name in _SECRETS or item["type"] == "value_error" else f", not {item['input']!r}"
             problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}{given}")
     if not problems:
         return settings

@@ -359,11 +359,13 @@ def test_texts_without_an_answer_are_named_and_nothing_is_written(stub):
     server = stub(responder=sulky)
     write_texts(Path("texts"), 6)
     message = ask(server, "texts", "out", "--set", "annotate.retries=1", run=refuse)
-    assert "1 texts got no answer: text-0003, section 0: status 500: no, asked 2 times" in message
+    assert "1 texts got no answer: text-0003, section 0: status 500: no" in message
     assert "5 answers are kept in out.responses.jsonl" in message
     assert not Path("out").exists()
+    assert json.loads(Path("out.failed.jsonl").read_bytes())["document"] == "text-0003"
     server.stub.responder = None
     assert json.loads(ask(server, "texts", "out", "--json").stdout)["asked"]["calls"] == 1
+    assert not Path("out.failed.jsonl").exists()
 
 
 def test_a_server_that_is_down_ends_the_run_with_what_to_do(stub):
@@ -573,42 +575,245 @@ def test_a_full_disk_loses_no_answer_that_is_there(stub, tmp_path):
         subprocess.run(["umount", small], check=False)
 
 
+# Rate limits, refusals, interruptions
+
+
+def test_a_server_that_is_honest_about_its_limit_gets_all_done(stub):
+    tokens, last, refused = [8.0], [time.monotonic()], []
+
+    def bucket(body):
+        now = time.monotonic()
+        tokens[0], last[0] = min(8.0, tokens[0] + (now - last[0]) * 20), now
+        if tokens[0] < 1:
+            refused.append(now)
+            return 429, {"retry-after-ms": "50"}, b"{}"
+        tokens[0] -= 1
+        return 200, {}, completion('{"entities": []}')
+
+    server = stub(responder=bucket)
+    write_texts(Path("texts"), 40)
+    result = json.loads(ask(server, "texts", "out", "--json", "--set", "annotate.retries=0").stdout)
+    assert result["documents"] == 40 and refused
+
+
+def test_a_refusal_among_answers_is_the_texts_own(stub):
+    def picky(body):
+        return refuses(403, "request blocked")(body) if b"No. 3 took" in body else (200, {}, completion("[]"))
+
+    server = stub(responder=picky)
+    write_texts(Path("texts"), 30)
+    result = json.loads(ask(server, "texts", "out", "--json", "--set", "annotate.concurrency=2").stdout)
+    assert result["reconciliation"]["pieces"]["unusable"] == 1 and result["documents"] == 29
+    ask(server, "texts", "out", "--force")
+    assert len(server.stub.bodies) == 30
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 404])
+def test_refusals_that_do_not_end_are_not_taken_for_the_texts_own(stub, status):
+    answered = []
+
+    def empty_account(body):
+        if len(answered) < 5:
+            answered.append(body)
+            return 200, {}, completion("[]")
+        return refuses(status, "balance too low")(body)
+
+    server = stub(responder=empty_account)
+    write_texts(Path("texts"), 60)
+    message = ask(server, "texts", "out", "--set", "annotate.concurrency=2", run=refuse)
+    assert "balance too low" in message
+    assert len(Path("out.responses.jsonl").read_bytes().splitlines()) == 5
+    server.stub.responder = says("[]")
+    assert json.loads(ask(server, "texts", "out", "--json").stdout)["asked"]["calls"] == 55
+
+
+def test_what_is_in_flight_when_the_run_has_to_end_is_kept(stub):
+    seen = []
+
+    def key_expires(body):
+        seen.append(body)
+        return refuses(401, "expired")(body) if len(seen) == 20 else (200, {}, completion("[]"))
+
+    server = stub(responder=key_expires, latency=0.05)
+    write_texts(Path("texts"), 100)
+    ask(server, "texts", "out", "--set", "annotate.concurrency=8", run=refuse)
+    assert len(Path("out.responses.jsonl").read_bytes().splitlines()) == len(server.stub.bodies) - 1
+
+
+def test_equal_texts_are_asked_again_once_and_the_answers_replay(stub):
+    server = stub(responder=says("sorry"))
+    Path("texts").mkdir()
+    for number in range(10):
+        Path(f"texts/{number}.txt").write_text("Patients took methotrexate.")
+    ask(server)
+    server.stub.responder = None
+    again = json.loads(ask(server, "texts", "out", "--json", "--force", "--retry-failed").stdout)
+    assert again["asked"]["calls"] == 1 and again["documents"] == 10
+    succeed("annotate", "texts", "replayed", "--responses", "out.responses.jsonl")
+    assert documents("replayed") == documents("out")
+
+
+def test_the_file_replays_to_what_the_last_run_wrote(stub):
+    answers = iter(["drug", "chemical", "method"])
+
+    server = stub()
+    write_texts(Path("texts"), 1)
+    for options in ([], ["--set", "annotate.seed=3"], []):
+        server.stub.responder = says(json.dumps({"methotrexate": next(answers)}))
+        ask(server, "texts", "out", "--force", *options)
+    assert [label for *_, label in entities(documents("out")["text-0000"])] == ["drug"]
+    succeed("annotate", "texts", "replayed", "--responses", "out.responses.jsonl")
+    assert documents("replayed") == documents("out")
+
+
+def test_parts_that_do_not_make_up_a_section_leave_the_answer_about_the_whole():
+    write_texts(Path("texts"), 1)
+    whole = {"document": "text-0000", "section": 0, "response": '{"methotrexate": "drug"}'}
+    part = {**whole, "start": 0, "end": 20, "response": "[]"}
+    Path("a.jsonl").write_text(f"{json.dumps(whole)}\n{json.dumps(part)}\n")
+    succeed("annotate", "texts", "out", "--responses", "a.jsonl")
+    assert len(entities(documents("out")["text-0000"])) == 1
+
+
+def test_a_cut_off_answer_is_marked_and_asked_again_when_wanted(stub):
+    server = stub(responder=says('{"entities": []}', finish_reason="length"))
+    write_texts(Path("texts"), 2)
+    result = json.loads(ask(server, "texts", "out", "--json").stdout)
+    assert result["reconciliation"]["pieces"]["cut off"] == 2
+    assert documents("out")["text-0000"]["metadata"]["nertool_annotation"]["sections_cut_off"] == [0]
+    server.stub.responder = None
+    again = json.loads(ask(server, "texts", "out", "--json", "--force", "--retry-failed").stdout)
+    assert again["asked"]["calls"] == 2 and again["reconciliation"]["pieces"]["cut off"] == 0
+
+
+def test_counts_are_there_for_documents_that_are_not_written_too():
+    write_texts(Path("texts"), 2)
+    lines = [{"document": "text-0000", "section": 0, "response": '{"methotrexate": "drug", "x": "colour"}'}]
+    Path("a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    result = json.loads(succeed("annotate", "texts", "out", "--responses", "a.jsonl", "--json").stdout)
+    rows = [json.loads(line) for line in Path("out/reconciliation.jsonl").read_bytes().splitlines()]
+    assert [(row["document"], row["written"]) for row in rows] == [("text-0000", True), ("text-0001", False)]
+    assert rows[1]["pieces"] == {"all": 1, "missing": 1}
+    for name, total in result["reconciliation"]["totals"].items():
+        assert sum(row["counts"].get(name, 0) for row in rows) == total
+    assert json.loads(Path("out/reconciliation.json").read_bytes())["settings"]["fuzzy_similarity"] == 0.9
+
+
+def test_paid_refusals_count_for_the_ceiling_and_are_kept(stub):
+    server = stub(responder=says("half an ans", finish_reason="content_filter"))
+    write_texts(Path("texts"), 30)
+    ask(server, "texts", "out", "--set", "annotate.max_tokens=9000", "--set", "annotate.concurrency=1", run=refuse)
+    lines = [json.loads(line) for line in Path("out.responses.jsonl").read_bytes().splitlines()]
+    assert 5 <= len(lines) < 10
+    assert all(line["usage"]["input"] == 900 and line["response"] == "half an ans" for line in lines)
+
+
+def test_a_server_that_drips_is_not_waited_for_for_ever(stub):
+    server = stub(latency=3.0)
+    write_texts(Path("texts"), 1)
+    message = ask(
+        server, "texts", "out", "--set", "annotate.timeout_seconds=0.2", "--set", "annotate.retries=1", run=refuse
+    )
+    assert "no answer within 0.2 s" in message
+
+
+def test_odd_usage_is_no_reason_to_lose_an_answer(stub):
+    body = json.loads(completion("[]"))
+    server = stub(responder=lambda _: (200, {}, json.dumps(body | {"usage": {"prompt_tokens": "9", "x": []}}).encode()))
+    write_texts(Path("texts"), 2)
+    ask(server)
+    assert len(server.stub.bodies) == 2
+
+
+def test_texts_that_come_while_asking_are_asked_for_the_next_time(stub):
+    def add(body):
+        Path("texts/zzz.txt").write_text("A late text about methotrexate.")
+        return 200, {}, completion("[]")
+
+    server = stub(responder=add, latency=0.05)
+    write_texts(Path("texts"), 3)
+    result = nertool("annotate", "texts", "out", "--llm", "stub", "--base-url", server.url)
+    assert result.exit_code == 0 or "the same command asks for what is new" in result.stderr
+    ask(server, "texts", "out", "--force")
+    assert len(documents("out")) == 4
+
+
+def test_a_hang_up_ends_like_other_signals(stub):
+    server = stub(latency=0.05)
+    write_texts(Path("texts"), 200)
+    command = ["annotate", "texts", "out", "--llm", "stub", "--base-url", server.url, "--set", "annotate.concurrency=4"]
+    process = start(*command)
+    recorded = Path("out.responses.jsonl")
+    wait_for(lambda: recorded.exists() and recorded.read_bytes().count(b"\n") >= 10, process)
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 129 and "answers are kept" in stderr
+    assert len(recorded.read_bytes().splitlines()) == len(server.stub.bodies)
+
+
+def test_a_lost_terminal_ends_no_work(stub):
+    server = stub(latency=0.01)
+    write_texts(Path("texts"), 20)
+    process = start("annotate", "texts", "out", "--llm", "stub", "--base-url", server.url)
+    process.stderr.close()
+    assert process.wait(60) == 0
+    process.stdout.close()
+    assert len(documents("out")) == 20
+
+
 # Secrets
 
 
 def test_the_key_appears_nowhere(stub, monkeypatch):
     seen = []
 
-    def run(*args):
+    def run(*args, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        Path("out.responses.jsonl").unlink(missing_ok=True)
         result = nertool(*args)
         seen.append((args, result.output + result.stderr + repr(result.exception)))
 
+    def asked(url_of, *args, **environment):
+        run(*command, "--base-url", url_of.url, *args, **environment)
+        assert url_of.stub.bodies, args
+
     echo = json.dumps({"error": {"message": f"key {KEY} and {KEY[:-1]}", "code": KEY}}).encode()
     write_texts(Path("texts"), 3)
-    command = ["annotate", "texts", "out", "--llm", "stub", "--set", "annotate.retries=1", "--json"]
-    for status in (400, 401, 403, 404, 413, 429, 500, 503):
-        server = stub(responder=lambda body, status=status: (status, {}, echo))
-        run(*command, "--base-url", server.url)
+    command = ["annotate", "texts", "out", "--llm", "stub", "--force", "--set", "annotate.retries=1", "--json"]
+    for status in (400, 401, 402, 403, 404, 413, 429, 500, 503):
+        asked(stub(responder=lambda body, status=status: (status, {}, echo)))
     for kind in ("dropped", "truncated", "malformed", "wrong type", "time-out"):
-        server = stub(faults=1.0, kinds=(kind,), hang_seconds=0.5)
-        run(*command, "--base-url", server.url, "--set", "annotate.timeout_seconds=0.2")
-    for responder in (says(f"my key is {KEY}"), lambda body: (200, {}, f"[{KEY}]".encode()), says(KEY)):
-        run(*command, "--force", "--base-url", stub(responder=responder).url)
+        asked(stub(faults=1.0, kinds=(kind,), hang_seconds=0.5), "--set", "annotate.timeout_seconds=0.2")
+    padding = b" " * 60
+    for responder in (
+        says(f"my key is {KEY}"),
+        lambda body: (200, {}, b"[" + padding + KEY.encode() + b"]"),
+        says(None, message={"content": None, "refusal": f"not with {KEY}"}),
+        lambda body: (200, {}, completion("[]").replace(b"stub-llm", KEY.encode())),
+    ):
+        asked(stub(responder=responder))
     run(*command, "--base-url", "http://127.0.0.1:9/v1")
     run(*command, "--base-url", f"not a url {KEY[:4]}")
+    run(*command, "--base-url", f"http://user:{KEY}@127.0.0.1:9/v1?key={KEY}")
     run(*command, "--dry-run")
     run(*command, "--set", f"annotate.api_key={KEY}", "--set", "annotate.concurrency=0")
     run(*command, "--set", f"annotate.api_keys={KEY}")
     run(*command, "--set", f"annotate.api_key:{KEY}")
     run(*command, "--set", f"annotat.api_key={KEY}")
+    server = stub(responder=refuses(401, f"key {KEY}"))
+    asked(server, NERTOOL_ANNOTATE__API_KEY=f"{KEY}\n")
+    assert server.stub.headers[0]["authorization"] == f"bearer {KEY}"
+    run(*command, "--base-url", server.url, NERTOOL_ANNOTATE__API_KEY=f"{KEY}é")
+    run(*command, "--base-url", server.url, NERTOOL_ANNOTATE__API_KEY=f"{KEY}\n{KEY}")
     Path("nertool.toml").write_text(f'[annotate]\napi_key = ["{KEY}"]\n')
     monkeypatch.delenv("NERTOOL_ANNOTATE__API_KEY")
     run(*command)
-    monkeypatch.setenv("NERTOOL_ANNOTATE__API_KEY", "987654321987654321")  # a number to TOML
     Path("nertool.toml").unlink()
-    run(*command, "--base-url", stub(responder=refuses(401, "key 987654321987654321")).url)
+    number = "987654321987654321"  # a number to TOML
+    asked(stub(responder=refuses(401, f"key {number}")), NERTOOL_ANNOTATE__API_KEY=number)
     for args, output in seen:
-        assert KEY not in output and "987654321987654321" not in output, args
+        assert KEY not in output and number not in output, args
     for path in Path().rglob("*"):
         if path.is_file() and path.parent.name != "texts":
             assert KEY.encode() not in path.read_bytes(), path
@@ -630,6 +835,10 @@ def test_the_key_appears_nowhere(stub, monkeypatch):
         (["--classes", "none.toml", "--dry-run"], "cannot read the classes none.toml"),
         (["--set", "annotate.prompt=prompt.txt", "--dry-run"], "prompt.txt: the prompt lacks $text"),
         (["--set", "annotate.prompt=none.txt", "--dry-run"], "cannot read the prompt none.txt"),
+        (["--set", "annotate.max_cost=1", "--dry-run"], "annotate.max_cost needs annotate.input_price"),
+        (["--responses", "usage.jsonl"], "usage.jsonl:1: not a recorded answer"),
+        (["--responses", "start.jsonl"], "start.jsonl:1: not a recorded answer"),
+        (["--responses", "number.jsonl"], "number.jsonl:1: not a recorded answer"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_message(options, message):
@@ -638,6 +847,8 @@ def test_bad_input_gets_one_message(options, message):
     Path("bad.jsonl").write_text(f"{json.dumps(good)}\n{{broken\n{json.dumps(good)}\n")
     Path("lacking.jsonl").write_text('{"document": "text-0000", "section": 0}\n')
     Path("strange.jsonl").write_text(json.dumps(good | {"document": "other"}) + "\n")
+    for name, line in (("usage", good | {"usage": None}), ("start", good | {"start": "x"}), ("number", 5)):
+        Path(f"{name}.jsonl").write_text(json.dumps(line) + "\n")
     Path("prompt.txt").write_text("Annotate!")
     assert message in refuse("annotate", "texts", "out", *options)
     assert not Path("out").exists()
@@ -650,6 +861,15 @@ def test_without_the_extra_the_command_says_which_one_to_install(monkeypatch):
     write_texts(Path("texts"), 1)
     message = refuse("annotate", "texts", "out", "--llm", "x")
     assert 'pip install "nertool[llm]"' in message
+
+
+def test_odd_recorded_answers_do_no_harm():
+    write_texts(Path("texts"), 1)
+    good = {"document": "text-0000", "section": 0, "response": '{"methotrexate": "drug"}'}
+    odd = {"document": "text-0000", "sections": [7, 0], "response": "[]"}
+    Path("a.jsonl").write_text(f"{json.dumps(odd)}\n{json.dumps(good)}\n{json.dumps(good)[:-30]}")  # cut by a kill
+    succeed("annotate", "texts", "out", "--responses", "a.jsonl")
+    assert len(entities(documents("out")["text-0000"])) == 1
 
 
 def test_an_answer_recorded_for_another_text_is_not_used():

@@ -45,6 +45,8 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
     @functools.wraps(function)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         signal.signal(signal.SIGTERM, _terminate)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(signal.SIGHUP, _terminate)
         try:
             function(*args, **kwargs)
         except NertoolError as error:
@@ -78,8 +80,8 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
     return wrapped
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise InterruptedBySignalError(signal.SIGTERM, "the same command goes on or starts again (train: with --resume)")
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise InterruptedBySignalError(number, "the same command goes on or starts again (train: with --resume)")
 
 
 def _print_error(message: str, hint: str | None) -> None:

@@ -12,11 +12,12 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document
 
 # Files that nertool writes beside documents, in their folder, or with its name before theirs; they hold none.
-SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl", "reconciliation.json", "responses.jsonl"}
+SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl", "reconciliation.json", "reconciliation.jsonl"}
 
 
 _SIDE_FILE = re.compile(
-    rf"(.+\.jsonl(\.gz|\.zst)?\.)?({'|'.join(map(re.escape, sorted(SIDE_FILES)))})|.+\.responses\.jsonl", re.IGNORECASE
+    rf"(.+\.jsonl(\.gz|\.zst)?\.)?({'|'.join(map(re.escape, sorted(SIDE_FILES)))})|.+\.(responses|failed)\.jsonl",
+    re.IGNORECASE,
 )
 
 
