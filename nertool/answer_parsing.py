@@ -20,6 +20,7 @@ _CLASS_KEYS = (
 )  # fmt: skip
 _CONTEXT_KEYS = ("context", "sentence", "snippet", "quote")
 _DEEPEST = 6
+_DEEPEST_BRACKETS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,8 @@ def _whole_entries(text: str, is_class: Callable[[str], bool]) -> str | None:  #
             if _CLOSED.search(text) and text[-1] == _CLOSING[text[0]]:
                 return None  # a quote inside of a string; the repair library knows better
             break
+        if kind == "opening" and len(stack) == _DEEPEST_BRACKETS:
+            return ""
         if kind == "opening":
             stack.append(_Open(at, stack[-1].last_string if stack else ""))
             continue

@@ -45,7 +45,7 @@ def measure(folder, texts, latency, concurrency):
         before = os.times()
         run = subprocess.run([sys.executable, "-m", "nertool", *command], stdout=subprocess.PIPE, check=True)
         seconds, after = time.monotonic() - begun, os.times()
-        server.stdin.close()
+        server.communicate()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     asked = json.loads(run.stdout)["asked"]
     ceiling, reached = concurrency / latency, asked["calls"] / asked["seconds"]
