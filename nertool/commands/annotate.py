@@ -21,7 +21,7 @@ def annotate(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what asking would take, and do nothing.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask again where the answer can't be read or was refused.")
+        bool, typer.Option("--retry-failed", help="Ask again where the answer can't be read, was refused or cut off.")
     ] = False,
     llm: Annotated[str | None, typer.Option("--llm", metavar="NAME", help="The LLM's name at the endpoint.")] = None,
     base_url: Annotated[
