@@ -25,7 +25,8 @@ _FINISHING_SECONDS = 30.0
 _KEPT_WITHOUT_PAUSE = 200
 # Longer answers are read in a thread, so that the others don't wait.
 _LONG_ANSWER_CHARS = 100_000
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([_HANG_UP] if _HANG_UP is not None else [])]
 
 
 @dataclass
@@ -140,7 +141,7 @@ class _Asker:
             received.append(number)
 
         for number in _SIGNALS:
-            if signal.getsignal(number) is signal.SIG_IGN:  # nohup
+            if number == _HANG_UP and signal.getsignal(number) is signal.SIG_IGN:  # nohup
                 continue
             with suppress(NotImplementedError):  # on Windows the process just ends
                 loop.add_signal_handler(number, stop, number)

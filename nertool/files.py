@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 from nertool.errors import NertoolError
 
 MANIFEST_NAME = ".nertool.json"
-_LOCK_NAME = ".lock"
 _MAX_NAME_BYTES = 120
 _MOST_FILES_SYNCED_ONE_BY_ONE = 100
 # What was set aside can be written after the manifest.
@@ -227,10 +226,11 @@ def new_folder(
     recover_folder(path)
     check_output(path, force=force, source=source)
     partial = partial_path(path)
-    with only_maker(partial):
+    with exclusive(path):
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+        partial.mkdir()
         try:
             yield partial
-            (partial / _LOCK_NAME).unlink(missing_ok=True)
             write_manifest(partial, command, **facts)
             replace_folder(partial, path)
         except BaseException:
@@ -239,27 +239,21 @@ def new_folder(
 
 
 @contextmanager
-def only_maker(partial: Path) -> Iterator[None]:
-    """Makes an empty folder in which an output grows, or empties the one that a killed run left.
+def exclusive(path: Path) -> Iterator[None]:
+    """Keeps every other command from making or changing the output `path` meanwhile.
 
     Raises:
-        NertoolError: If another command is making the same output at the moment.
+        NertoolError: If another one is at it.
     """
-    partial.mkdir(exist_ok=True)
-    lock = FileLock(partial / _LOCK_NAME, timeout=0)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        name = partial.name.removeprefix(".").removesuffix(".partial")
-        raise NertoolError(f"another nertool is making {name} at the moment", "wait for it") from error
+        raise NertoolError(f"another nertool is working on {path} at the moment", "wait for it") from error
     try:
-        for path in partial.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != _LOCK_NAME:
-                path.unlink()
         yield
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import orjson
-from filelock import FileLock, Timeout
 
 from nertool.errors import NertoolError
+from nertool.files import exclusive
 from nertool.prompts import Piece, Place, overlap
 
 _SYNC_EVERY_SECONDS = 1.0
@@ -95,14 +95,10 @@ class ResponseFile:
         with ExitStack() as stack:
             try:
                 if self._append:
-                    stack.enter_context(FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0))
+                    stack.enter_context(exclusive(self.path))
                 # Unbuffered: an answer is written in one call, so that a kill leaves it whole or cuts the last line.
                 self._file: IO[bytes] = stack.enter_context(self.path.open("ab" if self._append else "rb", buffering=0))
                 self._reader: IO[bytes] = stack.enter_context(self.path.open("rb"))
-            except Timeout as error:
-                raise NertoolError(
-                    f"another nertool annotate is adding to {self.path}", "wait for it, or choose another output"
-                ) from error
             except OSError as error:
                 raise NertoolError(
                     f"cannot open the answers {self.path}: {error.strerror}", "check the path"

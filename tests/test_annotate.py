@@ -545,7 +545,7 @@ def test_two_runs_at_once_on_the_same_answers_are_refused(stub):
         "annotate", "texts", "out", "--llm", "stub", "--base-url", server.url, "--set", "annotate.concurrency=1"
     )
     wait_for(lambda: Path("out.responses.jsonl").exists() and server.stub.bodies, process)
-    assert "another nertool annotate is adding to out.responses.jsonl" in ask(server, run=refuse)
+    assert "another nertool is working on out.responses.jsonl" in ask(server, run=refuse)
     process.kill()
     process.communicate()
     server.stub.latency = 0

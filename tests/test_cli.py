@@ -251,6 +251,16 @@ def test_a_run_folder_that_a_kill_left_half_made_can_be_used(
     assert json.loads(Path("again/run.json").read_text())["finished"]
 
 
+def test_two_trainings_in_one_folder_are_refused(corpus: tuple[Path, Path], backbone: Path) -> None:
+    train = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", backbone, *TRAIN]
+    process = start(*train, "--set", "train.epochs=200", "--set", "train.checkpoint_every_seconds=0")
+    wait_for(lambda: list(Path("out").glob("checkpoints/step-*")), process)
+    assert "another nertool is working on out" in refuse(*train, "--set", "train.epochs=200", "--resume")
+    process.kill()
+    process.communicate()
+    succeed(*train, "--force")
+
+
 def test_a_metric_that_does_not_exist_is_refused_before_the_training(corpus: tuple[Path, Path], backbone: Path) -> None:
     train = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", backbone, *TRAIN]
     message = refuse(*train, "--set", "train.metric=micro_F1")

@@ -318,7 +318,7 @@ def test_what_a_killed_run_left_is_cleared_by_the_next_one(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], check=False)
     assert result.returncode == -signal.SIGKILL
-    assert content_of(tmp_path) == {".out.partial/.lock": b"", ".out.partial/half.json": b"half"}
+    assert content_of(tmp_path) == {".out.lock": b"", ".out.partial/half.json": b"half"}
     assert content_of(make_output(tmp_path / "out")).keys() == {"train/a.json", MANIFEST_NAME}
     assert names_in(tmp_path) == ["out"]
 
@@ -326,7 +326,7 @@ def test_what_a_killed_run_left_is_cleared_by_the_next_one(tmp_path):
 def test_two_that_make_the_same_output_are_not_let_at_it(tmp_path):
     with new_folder(tmp_path / "out", "test") as folder:
         (folder / "one.json").write_text("1")
-        with pytest.raises(NertoolError, match="another nertool is making out"), new_folder(tmp_path / "out", "test"):
+        with pytest.raises(NertoolError, match="another nertool is working on"), new_folder(tmp_path / "out", "test"):
             pass
     assert content_of(tmp_path / "out").keys() == {"one.json", MANIFEST_NAME}
 

@@ -63,6 +63,17 @@ def run_train(
         NertoolError: If inputs are invalid or don't fit.
         InterruptedBySignalError: After saving, if a signal came in.
     """
+    from nertool.files import exclusive
+    from nertool.run_folder import check_run_folder
+
+    check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
+    with exclusive(output):
+        return _run_train(train_data, eval_data, output, settings, resume=resume, force=force)
+
+
+def _run_train(
+    train_data: Path, eval_data: Path, output: Path, settings: Any, *, resume: bool, force: bool
+) -> dict[str, Any]:
     from nertool.cache_building import build_cache, scan
     from nertool.commands.cache import show_cache
     from nertool.console import progress, say

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nertool.files import check_output, new_folder, only_maker, partial_path, publish_file
+from nertool.files import check_output, exclusive, new_folder, partial_path, publish_file
 from nertool.formats.base import SIDE_FILES, Writer
 from nertool.formats.jsonl import JsonlWriter
 from nertool.formats.kazu import KazuWriter
@@ -52,7 +52,9 @@ def new_documents(path: Path, command: str, *, force: bool, source: Path, **fact
         return
     check_output(path, force=force, as_file=True, source=source)
     partial = partial_path(path)
-    with only_maker(partial):
+    with exclusive(path):
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+        partial.mkdir()
         try:
             with JsonlWriter(partial / path.name) as writer:
                 yield DocumentOutput(writer, partial)
