@@ -20,6 +20,7 @@ _FREE_SETTINGS = {
     ("data", "split_seed"),
     ("data", "duplicate_similarity"),
     ("train", "device"),
+    ("train", "skip_nonfinite"),
     ("train", "checkpoint_every_seconds"),
     ("train", "tensorboard"),
     ("evaluate", "bootstrap_samples"),

@@ -28,8 +28,10 @@ from nertool.run_folder import finish_run
 from nertool.settings import Settings
 from nertool.stopping import StopRequest, StopRequestedError, stop_request
 from nertool.tracking import Tracker
-from nertool.training import BatchPlan, StepReport, fit, make_optimizer, make_scaler
-from nertool.window_cache import WindowCache
+from nertool.training import BatchPlan, NonFiniteError, StepReport, fit, make_optimizer, make_scaler
+from nertool.window_cache import WindowCache, documents_of_windows
+
+_DOCUMENTS_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,8 @@ def train_run(
         )
         try:
             stopped_early = session.evaluate_if_due() or _follow(steps, session, advance, stop)
+        except NonFiniteError as error:
+            raise NertoolError(*_explain(error, cache, model)) from error
         except StopRequestedError as error:
             session.save()
             saved = f"saved at step {progress.step:,}; the same command with --resume goes on from there"
@@ -219,11 +223,24 @@ def train_run(
     return summary
 
 
+def _explain(error: NonFiniteError, cache: WindowCache, model: NerModel) -> tuple[str, str]:
+    """Returns what to say about a loss that is no number, and what to do."""
+    documents = documents_of_windows(cache, error.windows, model.tokenizer)
+    named = ", ".join(documents[:_DOCUMENTS_NAMED]) + (", …" if len(documents) > _DOCUMENTS_NAMED else "")
+    return (
+        f"{error.what} at step {error.step:,}, with windows of {len(documents)} documents: {named}",
+        "try a lower train.learning_rate or train.precision=fp32 (both with --force, from the start), or "
+        "--skip-nonfinite to pass over such batches",
+    )
+
+
 def _follow(steps: Iterable[StepReport], session: Session, advance: Advance, stop: StopRequest) -> bool:
     """Takes the steps of the loop; returns whether it stopped early."""
     tokens, since, note = 0, time.monotonic(), ""
     for report in steps:
         tokens += report.tokens
+        if report.skipped:
+            say(f"step {report.step:,} was skipped: its loss or gradients were not finite")
         if report.loss is not None:
             rate = tokens / max(1e-9, time.monotonic() - since)
             tokens, since = 0, time.monotonic()

@@ -117,6 +117,9 @@ class TrainSettings(_Part):
     checkpoint_every_seconds: float = Field(
         300.0, ge=0.0, description="Longest time of work, in seconds, that a crash can cost; 0 saves after every step."
     )
+    skip_nonfinite: bool = Field(
+        False, description="Pass over a batch whose loss or gradients are not finite, instead of stopping."
+    )
     tensorboard: bool = Field(True, description="Write TensorBoard files.")
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from nertool.batches import Batch, epoch_batches
 from nertool.checkpoints import Progress
 from nertool.devices import autocast
-from nertool.errors import NertoolError
 from nertool.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 LossFunction = Callable[[Tensor, Batch], Tensor]
 
 _READ_LOSS_EVERY_STEPS = 10
+_MOST_SKIPPED_IN_A_ROW = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,30 @@ class StepReport:
         tokens: Real tokens (no padding, no special tokens) that it learned from.
         learning_rate: The backbone's learning rate in it.
         loss: Mean loss per token over the last steps; None in most steps, as reading it makes the device wait.
+        skipped: Whether the weights were left as they were, as something was not finite.
     """
 
     step: int
     tokens: int
     learning_rate: float
     loss: float | None
+    skipped: bool = False
+
+
+class NonFiniteError(Exception):
+    """Loss or gradients are not numbers any more; the weights are still those of before the step where that is known.
+
+    Args:
+        what: What is not finite.
+        step: The step in which it was noticed.
+        windows: The windows of that step, `(windows,)` int64; of the steps since the last look, where devices wait.
+    """
+
+    def __init__(self, what: str, step: int, windows: npt.NDArray[np.int64]) -> None:
+        super().__init__(what)
+        self.what = what
+        self.step = step
+        self.windows = windows
 
 
 class BatchPlan:
@@ -152,8 +170,13 @@ def fit(
         precision: The autocast precision.
 
     Raises:
-        NertoolError: If the loss is not a number any more.
+        NonFiniteError: If loss or gradients are not finite; not where `skip_nonfinite` is set, but for ten such steps
+            in a row.
     """
+    # Looking at each step makes a GPU wait for it; there it is done when the loss is read.
+    look_each_step = device.type == "cpu" or settings.skip_nonfinite
+    skipped_in_a_row = 0
+    since_last_look: list[npt.NDArray[np.int64]] = []
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     running = torch.zeros(2, device=device)
     while progress.epoch < settings.epochs:
@@ -166,34 +189,45 @@ def fit(
             factor = learning_rate_factor(progress.step, plan.total_steps, settings.warmup_fraction, settings.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_learning_rate"] * factor
+            step_loss = torch.zeros((), device=device)
             for batch in (batch.to(device) for batch in batches):
                 with autocast(device, precision):
                     logits = network(input_ids=batch.ids, attention_mask=batch.attention_mask).logits
                 summed = loss_function(logits, batch)
                 scaler.scale(summed / max(1, tokens)).backward()
-                running[0] += summed.detach()
-            running[1] += tokens
+                step_loss += summed.detach()
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
-            scaler.step(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
+            since_last_look.extend(indices)
+            what = _not_finite(step_loss, norm, scaler) if look_each_step else None
+            skipped_in_a_row = skipped_in_a_row + 1 if what else 0
+            if what is None:
+                running[0] += step_loss
+                running[1] += tokens
+                scaler.step(optimizer)
+            elif not settings.skip_nonfinite or skipped_in_a_row == _MOST_SKIPPED_IN_A_ROW:
+                raise NonFiniteError(what, progress.step + 1, np.concatenate(since_last_look))
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
+            if look_each_step:
+                since_last_look.clear()
             progress.step += 1
             progress.batch += settings.accumulate_batches
             loss = None
-            if progress.step % _READ_LOSS_EVERY_STEPS == 0 or progress.step == plan.total_steps:
-                loss = _read(running, progress.step)
-            yield StepReport(progress.step, tokens, optimizer.param_groups[0]["lr"], loss)
+            if (progress.step % _READ_LOSS_EVERY_STEPS == 0 or progress.step == plan.total_steps) and bool(running[1]):
+                loss = float(running[0] / running[1])
+                running.zero_()
+                if not math.isfinite(loss):
+                    raise NonFiniteError(f"the loss is {loss}", progress.step, np.concatenate(since_last_look))
+                since_last_look.clear()
+            yield StepReport(progress.step, tokens, optimizer.param_groups[0]["lr"], loss, what is not None)
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
 
-def _read(running: Tensor, step: int) -> float:
-    """Returns the mean loss since the last reading, and starts over."""
-    loss = float(running[0] / running[1])
-    running.zero_()
+def _not_finite(loss: Tensor, norm: Tensor, scaler: "torch.amp.GradScaler") -> str | None:
+    """Returns in words what is not finite, if anything; in fp16 the scaler looks after the gradients itself."""
     if not math.isfinite(loss):
-        raise NertoolError(
-            f"the loss is {loss} at step {step}",
-            "--resume won't help; start afresh with a lower train.learning_rate or train.precision=fp32",
-        )
-    return loss
+        return f"the loss is {loss.item()}"
+    if not scaler.is_enabled() and not math.isfinite(norm):
+        return f"the gradients' norm is {norm.item()}"
+    return None

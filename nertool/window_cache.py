@@ -57,6 +57,26 @@ class WindowCache:
         return read_documents(self.path / "documents.jsonl.zst", ReadReport())
 
 
+def documents_of_windows(cache: WindowCache, windows: npt.NDArray[np.int64], tokenizer: SectionTokenizer) -> list[str]:
+    """Returns the ids of the documents that windows are from; tokenises documents until all are found.
+
+    Args:
+        cache: The cache.
+        windows: Indices of windows, `(n,)`.
+        tokenizer: The one that the cache was made with.
+    """
+    starts = np.sort(cache.windows["start"][windows])
+    found: list[str] = []
+    end = 0
+    for document in cache.documents():
+        begin, end = end, end + len(tokenizer.tokenize([section.text for section in document.sections]).ids)
+        if np.searchsorted(starts, begin) < np.searchsorted(starts, end):
+            found.append(document.id)
+        if end > starts[-1]:
+            break
+    return found
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Says in words in what two fingerprints differ."""
     found = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -249,6 +250,19 @@ def test_a_run_folder_that_a_kill_left_half_made_can_be_used(
         "train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN, "--force"
     )
     assert json.loads(Path("again/run.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("options", [[], ["--skip-nonfinite"]])
+def test_a_training_that_blows_up_names_the_documents_and_what_to_try(
+    options: list[str], corpus: tuple[Path, Path], backbone: Path
+) -> None:
+    train = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", "out", "--model", backbone, *TRAIN]
+    message = refuse(*train, "--set", "train.learning_rate=1e30", "--set", "train.epochs=9", *options)
+    assert re.search(
+        r"the (loss|gradients' norm) is (nan|inf) at step \d+, with windows of \d+ documents: doc-0", message
+    )
+    assert "lower train.learning_rate" in message and "--skip-nonfinite" in message
+    assert ("was skipped" in message) == bool(options)
 
 
 def test_two_trainings_in_one_folder_are_refused(corpus: tuple[Path, Path], backbone: Path) -> None:

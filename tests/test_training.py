@@ -1,5 +1,6 @@
 """The loop: what a step does, the schedule, evaluation in between, and resuming to the bit."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from nertool.inference import Runner, predict_sections, prepare
 from nertool.losses import binary_cross_entropy
 from nertool.model import NerModel, new_model
 from nertool.settings import ModelSettings, TrainSettings, WindowSettings
-from nertool.training import BatchPlan, fit, learning_rate_factor, make_optimizer, make_scaler
-from nertool.window_cache import WindowCache
+from nertool.training import BatchPlan, NonFiniteError, fit, learning_rate_factor, make_optimizer, make_scaler
+from nertool.window_cache import WindowCache, documents_of_windows
 from tests.conftest import make_corpus
 from tests.test_window_cache import build
 
@@ -176,10 +177,72 @@ def test_the_schedule_is_torchs_linear_one() -> None:
         scheduler.step()
 
 
-def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path: Path, backbone: Path) -> None:
+def nan_in_call(*calls: int) -> Callable[..., Any]:
+    """Returns a loss that is no number in these calls, counted from 1."""
+    count = 0
+
+    def loss(logits: Any, batch: Any) -> Any:
+        nonlocal count
+        count += 1
+        return binary_cross_entropy(logits, batch) * (float("nan") if count in calls else 1.0)
+
+    return loss
+
+
+def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
-    with pytest.raises(NertoolError, match="the loss is nan at step"):
-        list(run.steps(lambda logits, batch: binary_cross_entropy(logits, batch) * float("nan")))
+    steps = run.steps(nan_in_call(2))
+    next(steps)
+    before = run.weights()
+    with pytest.raises(NonFiniteError, match="the loss is nan") as raised:
+        next(steps)
+    assert raised.value.step == 2
+    assert raised.value.windows.tolist() == run.plan.batches(0)[1].tolist()
+    assert same(before, run.weights())
+
+
+def test_gradients_that_are_no_numbers_stop_too(tmp_path: Path, backbone: Path) -> None:
+    class Spoil(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: Any, loss: Any) -> Any:
+            return loss.clone()
+
+        @staticmethod
+        def backward(_ctx: Any, gradient: Any) -> Any:
+            return gradient * float("inf")
+
+    run = Fitting(tmp_path, backbone)
+    with pytest.raises(NonFiniteError, match="the gradients' norm is"):
+        next(run.steps(lambda logits, batch: Spoil.apply(binary_cross_entropy(logits, batch))))
+
+
+def test_batches_that_are_not_finite_can_be_passed_over(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone, TrainSettings(epochs=3, tokens_per_batch=200, skip_nonfinite=True))
+    reports = list(run.steps(nan_in_call(2, 3)))
+    assert [report.step for report in reports if report.skipped] == [2, 3]
+    assert len(reports) == run.plan.total_steps
+    assert all(tensor.isfinite().all() for tensor in run.weights().values())
+    assert all(report.loss is None or math.isfinite(report.loss) for report in reports)
+
+
+def test_but_not_without_end(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone, TrainSettings(epochs=9, tokens_per_batch=100, skip_nonfinite=True))
+    with pytest.raises(NonFiniteError) as raised:
+        list(run.steps(nan_in_call(*range(3, 1000))))
+    assert raised.value.step == 12
+
+
+def test_the_documents_of_windows_are_found(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    tokenizer = run.model.tokenizer
+    everything = np.arange(len(run.cache.windows))
+    assert documents_of_windows(run.cache, everything, tokenizer) == [document.id for document in run.documents]
+    for window in everything:
+        (name,) = documents_of_windows(run.cache, np.array([window]), tokenizer)
+        start = int(run.cache.windows["start"][window])
+        ids = run.cache.tokens[start : start + 3].tolist()
+        texts = [section.text for document in run.documents if document.id == name for section in document.sections]
+        assert any(tokenizer.tokenize([text]).ids[: len(ids)].tolist() == ids for text in texts)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(

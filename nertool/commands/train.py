@@ -17,6 +17,10 @@ def train(
     model: Model = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
     device: Device = None,
+    skip_nonfinite: Annotated[
+        bool | None,
+        typer.Option("--skip-nonfinite", help="Pass over batches whose loss or gradients are not finite."),
+    ] = None,
     skip_invalid: SkipInvalid = None,
     force: Force = False,
     json: Json = False,
@@ -29,7 +33,12 @@ def train(
     """
     from nertool.console import print_json, say
 
-    options = {"model.name": model, "train.device": device, "data.skip_invalid": skip_invalid}
+    options = {
+        "model.name": model,
+        "train.device": device,
+        "train.skip_nonfinite": skip_nonfinite,
+        "data.skip_invalid": skip_invalid,
+    }
     settings = settings_from(config, assignments, options)
     summary = run_train(train_data, eval_data, output, settings, resume=resume, force=force)
     if json:
