@@ -105,8 +105,12 @@ def _with_repeated_keys(text: str, value: Any) -> Any:
             found[key] = both if key in found else inner
         return found
 
-    strings = isinstance(value, dict) and any(_all_strings(inner) for inner in value.values())
-    return json.loads(text, object_pairs_hook=joined) if strings else value
+    if not isinstance(value, dict) or not any(_all_strings(inner) for inner in value.values()):
+        return value
+    try:
+        return json.loads(text, object_pairs_hook=joined)
+    except RecursionError:  # it gives up a little sooner than orjson
+        return value
 
 
 def _blocks(text: str) -> list[str]:

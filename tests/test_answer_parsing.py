@@ -294,6 +294,12 @@ def test_malformed_entries_take_none_with_them(entries, data):
     assert len(parsed.malformed) == len(bad)
 
 
+@pytest.mark.parametrize("depth", [100, 900, 1000, 1020, 1100, 100_000])
+def test_deep_nesting_beside_mentions_raises_nothing(depth):
+    parsed = parse('{"aspirin": "drug", "deep": ' + "[" * depth + "]" * depth + "}")
+    assert parsed.failure or items(parsed) == [("aspirin", ("drug",))]
+
+
 # Answers that were cut off
 
 
