@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol, TextIO, cast
 
 import orjson
 from rich.console import Console
@@ -36,24 +36,30 @@ class Advance(Protocol):
 class _Stderr(io.TextIOBase):
     """Stderr, of which losing it (a connection that broke, a pipe that was closed) ends no work."""
 
+    @property
+    def _real(self) -> TextIO:
+        # During a live progress bar rich puts a stand-in in its place that prints to the console, and so to here.
+        real: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return real
+
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
-            sys.stderr.write(text)
+            self._real.write(text)
         return len(text)
 
     def flush(self) -> None:
         with suppress(OSError, ValueError):
-            sys.stderr.flush()
+            self._real.flush()
 
     def isatty(self) -> bool:
-        return sys.stderr.isatty()
+        return self._real.isatty()
 
     def fileno(self) -> int:
-        return sys.stderr.fileno()
+        return self._real.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return sys.stderr.encoding
+        return self._real.encoding
 
 
 @cache

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -759,6 +761,26 @@ def test_a_lost_terminal_ends_no_work(stub):
     assert process.wait(60) == 0
     process.stdout.close()
     assert len(documents("out")) == 20
+
+
+def test_on_a_terminal_there_is_a_bar_and_it_ends(stub):
+    server = stub(latency=0.1)
+    write_texts(Path("texts"), 60)
+    ours, theirs = pty.openpty()
+    command = ["annotate", "texts", "out", "--llm", "stub", "--base-url", server.url, "--set", "annotate.concurrency=4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nertool", *command],
+        stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm-256color"}, close_fds=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how a terminal without a program ends
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert process.wait(30) == 0
+    assert b"asking" in shown and "━".encode() in shown and b"60 documents with" in shown
+    assert len(documents("out")) == 60
 
 
 # Secrets
