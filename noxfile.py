@@ -77,11 +77,11 @@ def kazu(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measurements beside KAZU's own code: `grounding CORPUS…`, or `asking` (a server that answers in 200 ms)."""
+    """Measurements: `grounding CORPUS…` and `beside_kazu CORPUS` beside KAZU's own code; `asking` against a stub."""
     if not session.posargs:
         session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")
     name, *arguments = session.posargs
-    if name == "grounding":
+    if name in ("grounding", "beside_kazu"):
         session.install("kazu==2.4.0", "tensorboard", "torch<2.14")
         arguments += ["--kazu", str(Path(session.bin) / "python")]
     session.run(HERE, "-m", f"tests.bench.{name}", *arguments, external=True)
