@@ -126,6 +126,7 @@ class _Asker:
         self._trouble = ""
 
     async def run(self, pieces: Iterable[Piece]) -> None:
+        """Asks for the pieces; raises what `ask` says."""
         received: list[int] = []
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
