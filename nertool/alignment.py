@@ -114,7 +114,7 @@ class Aligner:
         folded = fold(mention)
         if not folded:
             return []
-        at_words = [span for span in self._folded.find(folded) if self._at_word_boundaries(span)]
+        at_words = self._at_words(self._folded, folded)
         agreeing = [span for span in at_words if _case_agrees(mention, self.text[span.start : span.end])]
         whole = [span for span in agreeing if not self._is_numbered(span)]
         places = [
@@ -134,14 +134,13 @@ class Aligner:
     def _by_spacing(self, mention: str, way: str = "spacing", *, in_any_case: bool = False) -> list[Place]:
         return [
             Place((self._with_signs(span, mention),), way)
-            for span in self._squeezed.find(fold(mention, squeeze=True))
-            if self._at_word_boundaries(span)
-            and (in_any_case or _case_agrees(mention, self.text[span.start : span.end], squeeze=True))
+            for span in self._at_words(self._squeezed, fold(mention, squeeze=True))
+            if in_any_case or _case_agrees(mention, self.text[span.start : span.end], squeeze=True)
         ]
 
     def _by_plural(self, mention: str) -> list[Place]:
         for variant in _other_numbers(mention):
-            spans = [span for span in self._folded.find(fold(variant)) if self._at_word_boundaries(span)]
+            spans = self._at_words(self._folded, fold(variant))
             agreeing = [span for span in spans if _case_agrees(variant, self.text[span.start : span.end])]
             places = [Place((span,), "plural") for span in agreeing] or self._by_spacing(variant, "plural")
             # `patient's` is no plural.
@@ -251,6 +250,9 @@ class Aligner:
             else:
                 joined.append(span)
         return joined
+
+    def _at_words(self, text: FoldedText, folded: str) -> list[Span]:
+        return [span for span in text.find(folded) if self._at_word_boundaries(span)]
 
     def _at_word_boundaries(self, span: Span) -> bool:
         return not (

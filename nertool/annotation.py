@@ -10,7 +10,7 @@ from nertool.alignment import WAYS, Aligner, Mention, Place, align
 from nertool.answer_parsing import ParsedAnswer, parse_answer
 from nertool.documents import Document, Entity, Section, Span, match_text
 from nertool.entity_classes import ClassList
-from nertool.prompts import SECTION_SEPARATOR, Piece
+from nertool.prompts import SECTION_SEPARATOR, Piece, overlap
 from nertool.provenance import with_provenance
 from nertool.reconciliation import Ledger
 from nertool.responses import Answer, ResponseFile
@@ -58,10 +58,10 @@ def choose_answers(document: Document, responses: ResponseFile, classes: ClassLi
     chosen: list[Answer] = []
     for answer in usable:
         group = [answer] if answer.end is None else _parts_of_whole(document, answer, usable)
-        if group and not any(one.overlaps(other) for one in group for other in chosen):
+        if group and not any(overlap(one.place, other.place) for one in group for other in chosen):
             chosen += group
     for answer in [*usable, *rest]:  # what is only good for telling why its section is left out
-        if not any(answer.overlaps(other) for other in chosen):
+        if not any(overlap(answer.place, other.place) for other in chosen):
             chosen.append(answer)
     return sorted(chosen, key=lambda answer: (answer.sections, answer.start))
 
@@ -155,7 +155,7 @@ def annotate_document(
             result.ledger.places.update((label, "entities") for label, _ in found)
             kept.append(replace(section, entities=tuple(sorted(found.values(), key=_order))))
     for piece in expected:
-        if set(piece.sections) & set(left_out) and not any(piece.overlaps(answer.place) for answer in answers):
+        if set(piece.sections) & set(left_out) and not any(overlap(piece.place, answer.place) for answer in answers):
             result.ledger.pieces["given"] += 1
             result.ledger.pieces["missing"] += 1
             result.set_aside.append(_refused(piece, "there is no answer", None))

@@ -194,7 +194,7 @@ def write_annotated(
             set_aside += len(done.set_aside)
             for line in done.set_aside:
                 quarantine.add(line)
-            pieces_of_it = {name: count for name, count in done.ledger.to_json()["pieces"].items() if count}
+            pieces_of_it = {name: count for name, count in done.ledger.piece_counts().items() if count}
             by_document.add(
                 {
                     "document": document.id,

@@ -263,14 +263,15 @@ def _collect(
 def _collect_object(
     value: dict[str, Any], is_class: Callable[[str], bool], parsed: ParsedAnswer, depth: int, label: str | None
 ) -> None:
-    entry = {re.sub(r"[\W_]", "", str(key)).lower(): inner for key, inner in value.items()}
+    entry = {_field_name(key): inner for key, inner in value.items()}
     mention = next((key for key in _MENTION_KEYS if key in entry), None)
     named = next((key for key in _CLASS_KEYS if key in entry and key != mention), None)
     if (mention or "parts" in entry) and (named or label is not None):
         _add(entry[mention] if mention else None, entry[named] if named else label, entry, parsed)
         return
     pairs = {key: strings for key, inner in value.items() if (strings := _all_strings(inner))}
-    if _is_mapping(pairs, is_class):
+    mapping = _is_mapping(pairs, is_class)
+    if mapping:
         for key, strings in pairs.items():
             if is_class(key) and not all(map(is_class, strings)):
                 for one in strings:
@@ -280,8 +281,12 @@ def _collect_object(
     nested = {key: inner for key, inner in value.items() if isinstance(inner, list | dict) and key not in pairs}
     for key, inner in nested.items():
         _collect(inner, is_class, parsed, depth - 1, key if is_class(key) else label)
-    if value and not nested and not _is_mapping(pairs, is_class):
+    if value and not nested and not mapping:
         parsed.malformed.append(_short(value))
+
+
+def _field_name(key: Any) -> str:
+    return re.sub(r"[\W_]", "", str(key)).lower()
 
 
 def _all_strings(value: Any) -> list[str]:
@@ -298,7 +303,7 @@ def _is_mapping(pairs: dict[str, list[str]], is_class: Callable[[str], bool]) ->
     return any(
         any(map(is_class, strings)) or is_class(key)
         for key, strings in pairs.items()
-        if re.sub(r"[\W_]", "", key).lower() not in (*_MENTION_KEYS, *_CLASS_KEYS)  # {"class": "drug"} lacks a mention
+        if _field_name(key) not in (*_MENTION_KEYS, *_CLASS_KEYS)  # {"class": "drug"} lacks a mention
     )
 
 

@@ -123,7 +123,6 @@ class _Asker:
         self._given_up_in_a_row = 0
         self._doubtful: list[tuple[Piece, str, Answer]] = []  # refused, maybe not because of their text
         self._end: NertoolError | None = None
-        self._trouble = ""
 
     async def run(self, pieces: Iterable[Piece]) -> None:
         """Asks for the pieces; raises what `ask` says."""
@@ -302,9 +301,8 @@ class _Asker:
         self._llm.stopping = True
 
     def _on_retry(self, reason: str) -> None:
-        if not self._trouble:
+        if not self.asked.retries:
             say(f"asking again: {reason}")
-        self._trouble = reason
         self.asked.retries += 1
         self._advance(self._done, self._note())
 

@@ -225,17 +225,27 @@ def new_folder(
     """
     recover_folder(path)
     check_output(path, force=force, source=source)
+    with growing(path) as partial:
+        yield partial
+        write_manifest(partial, command, **facts)
+        replace_folder(partial, path)
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path` in which it may grow, and removes what is left of it in the end.
+
+    Raises:
+        NertoolError: If another command is working on the same output.
+    """
     partial = partial_path(path)
     with exclusive(path):
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
         partial.mkdir()
         try:
             yield partial
-            write_manifest(partial, command, **facts)
-            replace_folder(partial, path)
-        except BaseException:
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
 
 
 @contextmanager

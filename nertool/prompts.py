@@ -43,9 +43,10 @@ class Piece:
     start: int = 0
     end: int | None = None
 
-    def overlaps(self, place: Place) -> bool:
-        """Tells whether it has text in common with another place in the document."""
-        return overlap((self.sections, self.start, self.end), place)
+    @property
+    def place(self) -> Place:
+        """What of the document it is."""
+        return self.sections, self.start, self.end
 
     def to_json(self) -> dict[str, Any]:
         """Returns what of which document it is."""

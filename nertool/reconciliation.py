@@ -71,6 +71,11 @@ class Ledger:
         totals |= {"places": self.found_places, **{name: places[name] for name in PLACES}}
         return {name: count for name, count in totals.items() if count}
 
+    def piece_counts(self) -> dict[str, int]:
+        """Returns how many pieces there were, and what became of them."""
+        outcomes = ("answered", "cut off", "unusable", "missing")
+        return {"all": self.pieces["given"], **{name: self.pieces[name] for name in outcomes}}
+
     def check(self) -> None:
         """Makes sure that nothing was lost without being counted.
 
@@ -88,6 +93,7 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything for `--json` and `reconciliation.json`."""
+        totals = self.counts()
         classes = sorted({label for label, _ in self.mentions if label})
         per_class = {}
         for label in classes:
@@ -96,11 +102,8 @@ class Ledger:
             row = {"mentions": sum(own.values()), **own, "places": sum(placed.values()), **placed}
             per_class[label] = {name: count for name, count in row.items() if count}
         return {
-            "pieces": {
-                "all": self.pieces["given"],
-                **{name: self.pieces[name] for name in ("answered", "cut off", "unusable", "missing")},
-            },
-            "totals": {name: self.counts().get(name, 0) for name in TOTALS},
+            "pieces": self.piece_counts(),
+            "totals": {name: totals.get(name, 0) for name in TOTALS},
             "classes": per_class,
             "unknown_classes": dict(self.unknown.most_common(_WORDINGS_LISTED)),
             "examples": {name: self.examples[name] for name in sorted(self.examples)},

@@ -18,7 +18,7 @@ import orjson
 
 from nertool.errors import NertoolError
 from nertool.files import exclusive
-from nertool.prompts import Piece, Place, overlap
+from nertool.prompts import Piece, Place
 
 _SYNC_EVERY_SECONDS = 1.0
 
@@ -58,10 +58,6 @@ class Answer:
     def digest(self) -> str:
         """A SHA-256 prefix of the response."""
         return hashlib.sha256(self.response.encode()).hexdigest()[:16]
-
-    def overlaps(self, other: "Answer") -> bool:
-        """Tells whether two answers are about the same text, in part at least."""
-        return overlap(self.place, other.place)
 
 
 def answer_for(piece: Piece, response: str, **facts: Any) -> Answer:
@@ -124,8 +120,7 @@ class ResponseFile:
 
     def is_latest(self, piece: Piece, key: str) -> bool:
         """Tells whether the latest answer about a piece is the latest one to this request."""
-        place = hash((piece.document, piece.sections, piece.start, piece.end))
-        return self._latest.get(place) == self._by_key[key][1]
+        return self._latest.get(hash((piece.document, *piece.place))) == self._by_key[key][1]
 
     def about(self, document: str) -> Iterator[Answer]:
         """Yields the answers about a document, the latest first."""

@@ -91,12 +91,11 @@ def _run_train(
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
     from nertool.model import new_model
-    from nertool.run_folder import check_run_folder, open_run, summary_of
+    from nertool.run_folder import open_run, summary_of
     from nertool.runs import check_metric, train_run
     from nertool.sources import Source
 
     choose_device(settings.train.device)  # before the long work, not after it
-    check_run_folder(output, resume=resume, force=force)
     reading = ReadReport()
     train_source = Source(train_data, settings, reading)
     eval_documents = Source(eval_data, settings, reading).read_all()

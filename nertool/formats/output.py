@@ -1,12 +1,11 @@
 """Documents and what belongs beside them, in a folder or a file that appears whole."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nertool.files import check_output, exclusive, new_folder, partial_path, publish_file
+from nertool.files import check_output, growing, new_folder, publish_file
 from nertool.formats.base import SIDE_FILES, Writer
 from nertool.formats.jsonl import JsonlWriter
 from nertool.formats.kazu import KazuWriter
@@ -51,18 +50,12 @@ def new_documents(path: Path, command: str, *, force: bool, source: Path, **fact
             yield DocumentOutput(writer, folder)
         return
     check_output(path, force=force, as_file=True, source=source)
-    partial = partial_path(path)
-    with exclusive(path):
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-        partial.mkdir()
-        try:
-            with JsonlWriter(partial / path.name) as writer:
-                yield DocumentOutput(writer, partial)
-            for name in sorted(SIDE_FILES):
-                beside = path.with_name(f"{path.name}.{name}")
-                beside.unlink(missing_ok=True)  # of an earlier run
-                if (partial / name).exists():
-                    publish_file(partial / name, beside)
-            publish_file(partial / path.name, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with growing(path) as partial:
+        with JsonlWriter(partial / path.name) as writer:
+            yield DocumentOutput(writer, partial)
+        for name in sorted(SIDE_FILES):
+            beside = path.with_name(f"{path.name}.{name}")
+            beside.unlink(missing_ok=True)  # of an earlier run
+            if (partial / name).exists():
+                publish_file(partial / name, beside)
+        publish_file(partial / path.name, path)
