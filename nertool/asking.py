@@ -121,7 +121,8 @@ class _Asker:
         self._asked_now: set[str] = set()  # keys that this run has asked, whatever came of it
         self._reserved = Usage()  # what the requests in flight may use
         self._given_up_in_a_row = 0
-        self._doubtful: list[tuple[Piece, str, Answer]] = []  # refused, maybe not because of their text
+        # Key → what was refused, maybe not because of the text, and all pieces with that text.
+        self._doubtful: dict[str, tuple[Answer, list[Piece]]] = {}
         self._end: NertoolError | None = None
 
     async def run(self, pieces: Iterable[Piece]) -> None:
@@ -162,8 +163,8 @@ class _Asker:
                 received[0],
                 f"{len(self._responses):,} answers are kept in {self._responses.path}; the same command goes on",
             )
-        for piece, key, answer in self._doubtful:
-            self._fail(piece, key, str(answer.failure))
+        for answer, refused in self._doubtful.values():
+            self._fail(refused, str(answer.failure))
         if self._end is not None:
             raise self._end
 
@@ -174,6 +175,8 @@ class _Asker:
             key = self._prompt.key(piece.text)
             if key in self._waiting:
                 self._waiting[key].append(piece)
+            elif key in self._doubtful:
+                self._doubtful[key][1].append(piece)
             elif key in self._asked_now or not self._must_ask(key):
                 self._keep(piece, key)
                 if self.asked.kept % _KEPT_WITHOUT_PAUSE == 0:
@@ -260,7 +263,7 @@ class _Asker:
 
     def _doubt(self, piece: Piece, key: str, answer: Answer) -> None:
         """Sets a refusal aside until another request succeeds: then it is about the text, else about the account."""
-        self._doubtful.append((piece, key, answer))
+        self._doubtful[key] = (answer, [piece, *self._waiting[key]])
         if len(self._doubtful) >= _IN_A_ROW:
             self._stop_with(
                 NertoolError(
@@ -270,18 +273,18 @@ class _Asker:
             )
 
     def _believe_doubtful(self) -> None:
-        for piece, key, answer in self._doubtful:
+        for key, (answer, (_, *others)) in self._doubtful.items():
             self._responses.add(answer)
             self.asked.unusable += 1
-            if not self._responses.is_latest(piece, key):
-                self._responses.add_copy(piece, key)
+            for piece in others:
+                self._keep(piece, key)
             self._step()
         self._doubtful.clear()
 
     def _give_up(self, piece: Piece, key: str, error: NoAnswerError) -> None:
         if self._llm.stopping:
             return
-        self._fail(piece, key, str(error))
+        self._fail([piece, *self._waiting[key]], str(error))
         self._given_up_in_a_row += not error.busy
         if self._given_up_in_a_row >= _IN_A_ROW:
             self._stop_with(
@@ -291,9 +294,8 @@ class _Asker:
                 )
             )
 
-    def _fail(self, piece: Piece, key: str, reason: str) -> None:
-        for failed in (piece, *self._waiting.get(key, ())):
-            self.asked.failed.append((failed, reason))
+    def _fail(self, pieces: Iterable[Piece], reason: str) -> None:
+        self.asked.failed.extend((piece, reason) for piece in pieces)
         self._step()
 
     def _stop_with(self, error: NertoolError) -> None:

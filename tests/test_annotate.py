@@ -610,6 +610,22 @@ def test_a_refusal_among_answers_is_the_texts_own(stub):
     assert len(server.stub.bodies) == 30
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_refusal_holds_for_all_equal_texts_and_replays(stub, concurrency):
+    def picky(body):
+        return refuses(403, "request blocked")(body) if b"blocked text" in body else (200, {}, completion("[]"))
+
+    server = stub(responder=picky, latency=0.02)
+    Path("texts").mkdir()
+    for number in range(12):
+        text = f"Number {number}." if number in (0, 11) else "A blocked text."
+        Path(f"texts/{number:02d}.txt").write_text(text)
+    result = json.loads(ask(server, "texts", "out", "--json", "--set", f"annotate.concurrency={concurrency}").stdout)
+    assert result["reconciliation"]["pieces"]["unusable"] == 10 and len(server.stub.bodies) == 3
+    again = json.loads(succeed("annotate", "texts", "re", "--responses", "out.responses.jsonl", "--json").stdout)
+    assert again["reconciliation"] == result["reconciliation"]
+
+
 @pytest.mark.parametrize("status", [400, 402, 403, 404])
 def test_refusals_that_do_not_end_are_not_taken_for_the_texts_own(stub, status):
     answered = []
