@@ -46,7 +46,11 @@ class NerModel:
     switch_cost: float
 
     def to(self, device: torch.device) -> "PreTrainedModel":
-        """Moves the network to a device and returns it."""
+        """Moves the network to a device, makes it fast there, and returns it."""
+        if device.type == "cpu":
+            from nertool.cpu_kernels import use_cpu_kernels  # noqa: PLC0415 (it loads a good part of transformers)
+
+            use_cpu_kernels(self.network)
         self.network.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in an untyped one
         return self.network
 
