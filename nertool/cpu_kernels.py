@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ATTENTION = "nertool_cpu"
+# Beyond that, the matrices of weights would take gigabytes; torch's kernel needs none.
+_LONGEST_WINDOW = 1024
 
 
 def use_cpu_kernels(network: "PreTrainedModel") -> None:
@@ -98,7 +100,7 @@ def _attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    if query.dtype != torch.bfloat16 or dropout:
+    if query.dtype != torch.bfloat16 or dropout or query.shape[-2] > _LONGEST_WINDOW:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )

@@ -10,35 +10,31 @@ wrong (false positives) and which gold entities were missed (false negatives). A
   Source: `kazu/annotation/acceptance_test.py` and `calculate_metrics` in `kazu/training/train_multilabel_ner.py`.
 """
 
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import accumulate
-from math import inf
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import compress
+from operator import attrgetter, itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nertool.documents import Entity
-from nertool.overlap import Spans, match_overlapping
+from nertool.matching import (
+    MISSED,
+    SCHEMES,
+    WRONG,
+    MentionPairs,
+    Mentions,
+    Scheme,
+    SectionPair,
+    Statuses,
+    match,
+    mention_pairs,
+)
 
-Scheme = Literal["strict", "overlap", "kazu"]
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 CONFIDENCE_LEVEL = 0.95
-
-Mention = tuple[Spans, str]  # with its text
-Outcome = tuple[int, list[str], list[str]]  # found gold entities, texts of wrong predictions, of missed gold entities
-
-
-class SectionPair(NamedTuple):
-    """One section: the number of its document (the bootstrap draws whole documents), what is there, what was found."""
-
-    document: int
-    gold: Sequence[Entity]
-    predicted: Sequence[Entity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +47,12 @@ class Scores:
         classes: The classes counted: `labels` and whatever else occurs, sorted; for `kazu` only those predicted
             anywhere, in the order in which KAZU meets them (which decides the last digit of its mean).
         counts: Found gold entities, false positives, false negatives; int64, shape `(documents, classes, 3)`.
-        false_positives: Class → text of the mention → count, most frequent first.
-        false_negatives: The same for missed gold entities.
     """
 
     scheme: Scheme
     labels: frozenset[str]
     classes: tuple[str, ...]
     counts: NDArray[np.int64]
-    false_positives: dict[str, dict[str, int]]
-    false_negatives: dict[str, dict[str, int]]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the flat numbers under KAZU's names; 0/0 is `None`, but 0.0 for `kazu`, as there.
@@ -87,24 +79,9 @@ def score(pairs: Sequence[SectionPair], labels: Iterable[str], scheme: Scheme) -
     the gold one's start or end lies in the predicted one, its end included (so touching spans match, and a prediction
     inside a longer gold entity doesn't); each may match any number of others; duplicates count each.
     """
-    match = {"strict": _match_strict, "overlap": _match_overlap, "kazu": _match_kazu}[scheme]
-    rows = {document: row for row, document in enumerate(sorted({pair.document for pair in pairs}))}
-    tallies: defaultdict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros((len(rows), 3), np.int64))
-    wrong_texts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    missed_texts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for pair in pairs:
-        gold, predicted = _by_label(pair.gold), _by_label(pair.predicted)
-        for label in sorted(predicted if scheme == "kazu" else gold | predicted):
-            found, wrong, missed = match(gold.get(label, []), predicted.get(label, []))
-            tallies[label][rows[pair.document]] += (found, len(wrong), len(missed))
-            wrong_texts[label].update(wrong)
-            missed_texts[label].update(missed)
-    known = frozenset(labels)
-    classes = tuple(tallies) if scheme == "kazu" else tuple(sorted(known | tallies.keys()))
-    counts = np.array([tallies[label] for label in classes], np.int64).reshape(len(classes), len(rows), 3)
-    return Scores(
-        scheme, known, classes, counts.swapaxes(0, 1), _most_frequent(wrong_texts), _most_frequent(missed_texts)
-    )
+    labels = frozenset(labels)
+    mentions = mention_pairs(pairs, labels)
+    return _count(mentions, match(mentions, scheme), pairs, labels, scheme)
 
 
 def evaluation_report(
@@ -121,17 +98,20 @@ def evaluation_report(
     those of `scheme`; "schemes" has the flat numbers of each.
     """
     labels = frozenset(labels)
-    scores = {name: score(pairs, labels, name) for name in SCHEMES}
+    mentions = mention_pairs(pairs, labels)
+    matches = {name: match(mentions, name) for name in SCHEMES}
+    scores = {name: _count(mentions, matches[name], pairs, labels, name) for name in SCHEMES}
     schemes = {name: scores[name].to_json() for name in SCHEMES}
     strict = scores["strict"]
     found, wrong, missed = strict.counts.sum(axis=(0, 1)).tolist()
     in_use = zip(strict.classes, strict.counts.sum(axis=(0, 2)).tolist(), strict=True)
-    gold, predicted = sum(len(pair.gold) for pair in pairs), sum(len(pair.predicted) for pair in pairs)
+    gold, predicted = len(mentions.gold.entities), len(mentions.predicted.entities)
+    of_gold, of_predicted = matches[scheme]
     return {
         **schemes[scheme],
         "schemes": schemes,
-        "false_positives": scores[scheme].false_positives,
-        "false_negatives": scores[scheme].false_negatives,
+        "false_positives": _texts(mentions.predicted, of_predicted == WRONG),
+        "false_negatives": _texts(mentions.gold, of_gold == MISSED),
         "confidence_intervals": confidence_intervals(scores[scheme], bootstrap_samples, bootstrap_seed),
         "classes_without_gold_or_predictions": [label for label, used in in_use if not used],
         "counts": {
@@ -203,63 +183,32 @@ def _number(value: NDArray[np.float64]) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _most_frequent(counters: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
-    return {
-        label: dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
-        for label, counter in sorted(counters.items())
-        if counter
-    }
+def _count(
+    mentions: MentionPairs,
+    matches: tuple[Statuses, Statuses],
+    pairs: Sequence[SectionPair],
+    labels: frozenset[str],
+    scheme: Scheme,
+) -> Scores:
+    """Adds up what the entities count as, by document and class."""
+    documents, rows = np.unique(np.fromiter(map(itemgetter(0), pairs), np.int64, len(pairs)), return_inverse=True)
+    shape = (len(documents), len(mentions.labels), 3)
+    counts = np.zeros(shape, np.int64)
+    for side, statuses in zip((mentions.gold, mentions.predicted), matches, strict=True):
+        counted = statuses >= 0
+        cells = (rows[side.section[counted]] * shape[1] + side.label[counted]) * shape[2] + statuses[counted]
+        counts += np.bincount(cells, minlength=counts.size).reshape(shape)
+    numbers = np.arange(len(mentions.labels))
+    if scheme == "kazu":
+        found_labels, first = np.unique(mentions.predicted.label, return_index=True)
+        numbers = found_labels[np.lexsort((found_labels, mentions.predicted.section[first]))]
+    return Scores(scheme, labels, tuple(mentions.labels[number] for number in numbers), counts[:, numbers])
 
 
-def _by_label(entities: Iterable[Entity]) -> dict[str, list[Mention]]:
-    result: defaultdict[str, list[Mention]] = defaultdict(list)
-    for entity in entities:
-        spans = entity.spans if len(entity.spans) == 1 else tuple(sorted(set(entity.spans)))
-        result[entity.label].append((spans, entity.match))
-    return result
-
-
-def _as_set(mentions: Sequence[Mention]) -> dict[Spans, str]:
-    """Returns spans → text; if equal spans have two texts, the greater, whatever the order of the mentions."""
-    result = dict(mentions)
-    return result if len(result) == len(mentions) else dict(sorted(mentions))
-
-
-def _match_strict(gold: Sequence[Mention], predicted: Sequence[Mention]) -> Outcome:
-    golds, predictions = _as_set(gold), _as_set(predicted)
-    wrong = [text for spans, text in predictions.items() if spans not in golds]
-    missed = [text for spans, text in golds.items() if spans not in predictions]
-    return len(golds) - len(missed), wrong, missed
-
-
-def _match_kazu(gold: Sequence[Mention], predicted: Sequence[Mention]) -> Outcome:
-    """Gives what KAZU's comparison of every gold with every predicted entity gives, in O(n log n)."""
-    gold_spans, predicted_spans = {spans for spans, _ in gold}, {spans for spans, _ in predicted}
-    gold_offsets = [*sorted(offset for spans in gold_spans if len(spans) == 1 for offset in spans[0]), inf]
-    by_start = sorted(spans[0] for spans in predicted_spans if len(spans) == 1)
-    starts = [span.start for span in by_start]
-    furthest_ends = [-1, *accumulate((span.end for span in by_start), max)]  # [i]: of the first i spans
-
-    def is_found(spans: Spans) -> bool:
-        if len(spans) > 1:
-            return spans in predicted_spans
-        return any(furthest_ends[bisect_right(starts, offset)] >= offset for offset in spans[0])
-
-    def is_right(spans: Spans) -> bool:
-        if len(spans) > 1:
-            return spans in gold_spans
-        return gold_offsets[bisect_left(gold_offsets, spans[0].start)] <= spans[0].end
-
-    missed = [text for spans, text in gold if not is_found(spans)]
-    return len(gold) - len(missed), [text for spans, text in predicted if not is_right(spans)], missed
-
-
-def _match_overlap(gold: Sequence[Mention], predicted: Sequence[Mention]) -> Outcome:
-    """Makes as many pairs as possible; where there is a choice of whom to leave out, the offsets decide."""
-    texts_of_golds, texts_of_predictions = _as_set(gold), _as_set(predicted)
-    golds, predictions = list(texts_of_golds), list(texts_of_predictions)
-    gold_of = match_overlapping(golds, predictions)
-    found = set(gold_of.values())
-    missed = [texts_of_golds[spans] for number, spans in enumerate(golds) if number not in found]
-    wrong = [texts_of_predictions[spans] for number, spans in enumerate(predictions) if number not in gold_of]
-    return len(found), wrong, missed
+def _texts(mentions: Mentions, wanted: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
+    """Returns class → text of the mention → count, most frequent first, of those entities."""
+    counted = Counter(map(attrgetter("label", "match"), compress(mentions.entities, wanted.tolist())))
+    texts: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for (label, text), count in sorted(counted.items(), key=lambda item: (item[0][0], -item[1], item[0][1])):
+        texts[label][text] = count
+    return dict(texts)

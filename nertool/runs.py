@@ -21,7 +21,8 @@ from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
 from nertool.inference import Prepared, Runner, predict_sections, prepare
 from nertool.losses import binary_cross_entropy, prior_bias
-from nertool.metrics import SectionPair, evaluation_report
+from nertool.matching import SectionPair
+from nertool.metrics import evaluation_report
 from nertool.model import NerModel, save_model
 from nertool.model_card import model_card
 from nertool.run_folder import finish_run

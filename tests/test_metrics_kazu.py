@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nertool.document_parsing import parse_document
 from nertool.documents import Document, Entity, Section, Span, dump_document, match_text
-from nertool.metrics import SectionPair, evaluation_report
+from nertool.matching import SectionPair
+from nertool.metrics import evaluation_report
 
 pytestmark = pytest.mark.kazu
 

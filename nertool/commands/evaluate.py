@@ -71,7 +71,8 @@ def run_evaluate(
     from nertool.formats.kazu import KazuWriter
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.inference import Runner, predict_documents
-    from nertool.metrics import SectionPair, evaluation_report
+    from nertool.matching import SectionPair
+    from nertool.metrics import evaluation_report
     from nertool.model import load_model
     from nertool.provenance import annotators
     from nertool.representation import Representation, represent

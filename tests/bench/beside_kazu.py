@@ -30,7 +30,8 @@ from nertool.formats.kazu import KazuWriter
 from nertool.formats.pubtator import read_pubtator
 from nertool.labels import make_scheme
 from nertool.losses import binary_cross_entropy
-from nertool.metrics import SectionPair, evaluation_report
+from nertool.matching import SectionPair
+from nertool.metrics import evaluation_report
 from nertool.model import backbone_path, new_model
 from nertool.runs import channel_columns, set_prior_bias
 from nertool.settings import Settings, TrainSettings
