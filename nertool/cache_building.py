@@ -7,39 +7,54 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 import zstandard
 
+from nertool.document_parsing import parse_document
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError
-from nertool.files import check_output, partial_path, read_json, replace_folder, write_json, write_manifest
-from nertool.labels import LabelScheme
+from nertool.files import check_output, exclusive, partial_path, read_json, replace_folder, write_json, write_manifest
+from nertool.labels import LabelScheme, make_scheme
 from nertool.provenance import annotators
 from nertool.representation import Representation, represent
 from nertool.settings import WindowSettings
 from nertool.targets import locate, paint
 from nertool.window_cache import (
     CACHE_FILE,
-    DATA_FILES,
     FORMAT_VERSION,
     WINDOW_DTYPE,
     WindowCache,
     differences,
     is_cache,
     open_cache,
+    target_bytes,
 )
-from nertool.windows import SectionTokenizer, plan_windows
+from nertool.windows import SectionTokenizer, plan_windows, take_texts_literally, tokenize
+from nertool.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _JOURNAL = "journal.jsonl"
-_FINGERPRINT = "fingerprint.json"
+_BEGUN = "begun.json"
+# Targets as they are while it grows: each chunk has the channels of its own classes only.
+_LOCAL_TARGETS = "targets.local"
+_GROWING_FILES = ("tokens.bin", _LOCAL_TARGETS, "windows.bin", "documents.jsonl.zst")
+# What is encoded at once, and lost to a kill; it bounds the memory that each worker takes.
 _DOCUMENTS_PER_CHUNK = 256
+_BYTES_PER_CHUNK = 4_000_000
+# Starting processes takes as long as tokenising so many chunks.
+_CHUNKS_BEFORE_WORKERS = 2
+
+_Chunk = tuple[list[Document], list[bytes]]  # documents, and the same as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +75,75 @@ def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = la
     count = 0
     for document in documents:
         count += 1
-        entities = [entity for section in document.sections for entity in section.entities]
-        labels.update(entity.label for entity in entities)
+        labels.update(_labels(document))
         known.update(annotators(document))
-        digest.update(dump_document(document))
+        digest.update(hashlib.sha256(dump_document(document)).digest())
         on_documents(count)
     return Scan(count, labels, tuple(sorted(known)), digest.hexdigest())
 
 
-def fingerprint(
-    scanned: Scan, tokenizer: SectionTokenizer, scheme: LabelScheme, windows: WindowSettings
-) -> dict[str, Any]:
-    """Returns everything that decides on a cache's bytes."""
-    return {
-        "format": FORMAT_VERSION,
-        "documents": scanned.digest,
-        "tokenizer": tokenizer.digest,
-        "labels": list(scheme.labels),
-        "begin_channels": scheme.begin,
-        **windows.model_dump(),
-    }
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """Turns documents into the bytes of a cache; holds what a worker process needs to do so.
+
+    Args:
+        backend: The tokenizer.
+        labels: The classes to learn, or None for all that occur.
+        begin: Whether there are begin channels.
+        max_tokens: Longest window without special tokens.
+        overlap_tokens: How many tokens neighbouring windows share.
+        id_dtype: The type of token ids.
+    """
+
+    backend: "Tokenizer"
+    labels: tuple[str, ...] | None
+    begin: bool
+    max_tokens: int
+    overlap_tokens: int
+    id_dtype: np.dtype[Any]
+
+    def encode(self, documents: Sequence[Document], lines: Sequence[bytes]) -> tuple[list[bytes], dict[str, Any]]:
+        """Encodes one chunk.
+
+        Args:
+            documents: The documents.
+            lines: The same as JSON.
+
+        Returns:
+            What to append to `_GROWING_FILES`, windows starting at token 0; the line for the journal.
+        """
+        sections = [section for document in documents for section in document.sections]
+        counted = Counter(label for document in documents for label in _labels(document))
+        scheme = LabelScheme(self.labels or tuple(sorted(counted)), self.begin)
+        tokens = tokenize(self.backend, [section.text for section in sections])
+        spans = locate(sections, tokens, scheme)
+        targets = paint(spans, len(tokens.ids), scheme)
+        plan = plan_windows(tokens, self.max_tokens, self.overlap_tokens)
+        table = np.empty(len(plan), WINDOW_DTYPE)
+        table["start"] = plan.starts
+        table["length"] = plan.lengths
+        table["owned_start"] = plan.owned_starts - plan.starts
+        table["owned_length"] = plan.owned_ends - plan.owned_starts
+        bits = np.concatenate([targets, tokens.word_starts[:, None]], axis=1)
+        return [
+            tokens.ids.astype(self.id_dtype).tobytes(),
+            np.packbits(bits, axis=1).tobytes(),
+            table.tobytes(),
+            zstandard.ZstdCompressor(level=6).compress(b"".join(line + b"\n" for line in lines)),
+        ], {
+            "documents": len(documents),
+            "digests": _digests(lines).hex(),
+            "labels": dict(sorted(counted.items())),
+            "classes": list(scheme.labels),
+            "annotators": sorted({name for document in documents for name in annotators(document)}),
+            "counts": {
+                "sections": len(sections),
+                "empty_sections": sum(not section.text.strip() for section in sections),
+                "tokens": len(tokens.ids),
+                "windows": len(plan),
+            },
+            "representation": represent(sections, tokens, spans, targets, scheme).to_json(),
+        }
 
 
 def build_cache(
@@ -88,158 +152,237 @@ def build_cache(
     tokenizer: SectionTokenizer,
     windows: WindowSettings,
     *,
-    scanned: Scan,
-    scheme: LabelScheme,
+    labels: Sequence[str] = (),
+    begin: bool = False,
     force: bool = False,
+    workers: int = 1,
     on_documents: Callable[[int], None] = lambda _: None,
 ) -> WindowCache:
     """Builds a cache, goes on with a half-built one, or opens the finished one that the same things made.
+
+    The documents are read once. The bytes don't depend on the number of workers or on how often a build was killed.
 
     Args:
         path: The folder to make.
         documents: Gives the documents, always the same in the same order.
         tokenizer: The tokenizer.
         windows: The window sizes.
-        scanned: What `scan` found in the same documents.
-        scheme: The classes and channels.
+        labels: The classes to learn; none means all that occur.
+        begin: Whether there are begin channels.
         force: Replace a cache that something else made.
+        workers: How many processes tokenise.
         on_documents: Told how many documents are done.
 
     Raises:
-        NertoolError: If something else made what is there; says what differs.
+        NertoolError: If something else made what is there (it says what differs); if no document has an entity.
     """
-    wanted = fingerprint(scanned, tokenizer, scheme, windows)
+    made_by = {
+        "format": FORMAT_VERSION,
+        "tokenizer": tokenizer.digest,
+        "labels": sorted(set(labels)),
+        "begin_channels": begin,
+        **windows.model_dump(),
+    }
     if is_cache(path):
-        try:
-            cache = open_cache(path)
-        except NertoolError:  # damaged, or of another format version
-            if not force:
-                raise
-            different = ["it can't be read"]
-        else:
-            different = differences(cache.info["fingerprint"], wanted)
-            if not different:
-                return cache
+        different = _differences(path, made_by, documents, force=force)
+        if not different:
+            return open_cache(path)
         if not force:
             raise NertoolError(
                 f"the cache {path} was made by something else: {'; '.join(different)}",
                 "choose another output, or --force to build it anew",
             )
     check_output(path, force=force)
+    with exclusive(path):
+        return _build(path, documents, tokenizer, made_by, workers, on_documents)
+
+
+def _build(
+    path: Path,
+    documents: Callable[[], Iterable[Document]],
+    tokenizer: SectionTokenizer,
+    made_by: dict[str, Any],
+    workers: int,
+    on_documents: Callable[[int], None],
+) -> WindowCache:
+    encoder = _Encoder(
+        tokenizer.tokenizer.backend_tokenizer,
+        tuple(made_by["labels"]) or None,
+        made_by["begin_channels"],
+        made_by["max_tokens"] - tokenizer.special_tokens,
+        made_by["overlap_tokens"],
+        _id_dtype(tokenizer),
+    )
     partial = partial_path(path)
-    journal = _resume(partial, wanted)
-    total = Representation()
-    counts: Counter[str] = Counter()
-    done = 0
-    for line in journal:
-        _add_chunk(line, total, counts)
-        done += line["documents"]
+    journal = _resume(partial, made_by)
+    lines, chunks = _unchanged(journal, _chunks(documents()))
+    _truncate(partial, lines)
+    done = sum(line["documents"] for line in lines)
+    tokens = sum(line["counts"]["tokens"] for line in lines)
     on_documents(done)
-    id_dtype = _id_dtype(tokenizer)
-    remaining = islice(documents(), done, None)
-    with (partial / _JOURNAL).open("ab") as journal_file:
-        while chunk := list(islice(remaining, _DOCUMENTS_PER_CHUNK)):
-            data, line = _encode_chunk(chunk, tokenizer, windows, scheme, id_dtype, counts["tokens"])
-            for name, content in zip(DATA_FILES, data, strict=True):
+    with (partial / _JOURNAL).open("ab") as journal_file, closing(_encoded(encoder, chunks, workers)) as encoded:
+        for data, line in encoded:
+            table = np.frombuffer(data[2], WINDOW_DTYPE).copy()
+            table["start"] += tokens
+            data[2] = table.tobytes()
+            for name, content in zip(_GROWING_FILES, data, strict=True):
                 with (partial / name).open("ab") as file:
                     file.write(content)
                     file.flush()
             # The data must not reach the disk after the journal line that vouches for it.
-            line["bytes"] = [_durable_size(partial / name) for name in DATA_FILES]
+            line["bytes"] = [_durable_size(partial / name) for name in _GROWING_FILES]
             journal_file.write(orjson.dumps(line) + b"\n")
             journal_file.flush()
-            _add_chunk(line, total, counts)
-            done += len(chunk)
+            lines.append(line)
+            done += line["documents"]
+            tokens += line["counts"]["tokens"]
             on_documents(done)
-    write_json(
-        partial / CACHE_FILE,
-        {
-            "fingerprint": wanted,
-            "counts": {"documents": done, **counts, "labels": dict(sorted(scanned.labels.items()))},
-            "annotators": list(scanned.annotators),
-            "bytes_per_token_id": id_dtype.itemsize,
-            "representation": total.to_json(),
-        },
-    )
-    (partial / _FINGERPRINT).unlink()
-    (partial / _JOURNAL).unlink()
+    _finish(partial, made_by, lines, encoder)
     write_manifest(partial, "cache")
     replace_folder(partial, path)
     return open_cache(path)
 
 
-def _encode_chunk(
-    chunk: list[Document],
-    tokenizer: SectionTokenizer,
-    windows: WindowSettings,
-    scheme: LabelScheme,
-    id_dtype: np.dtype[Any],
-    shift: int,
-) -> tuple[tuple[bytes, ...], dict[str, Any]]:
-    sections = [section for document in chunk for section in document.sections]
-    tokens = tokenizer.tokenize([section.text for section in sections])
-    spans = locate(sections, tokens, scheme)
-    plan = plan_windows(tokens, windows.max_tokens - tokenizer.special_tokens, windows.overlap_tokens)
-    table = np.empty(len(plan), WINDOW_DTYPE)
-    table["start"] = plan.starts + shift
-    table["length"] = plan.lengths
-    table["owned_start"] = plan.owned_starts - plan.starts
-    table["owned_length"] = plan.owned_ends - plan.owned_starts
-    bits = np.concatenate([paint(spans, len(tokens.ids), scheme), tokens.word_starts[:, None]], axis=1)
-    lines = b"".join(dump_document(document) + b"\n" for document in chunk)
-    data = (
-        tokens.ids.astype(id_dtype).tobytes(),
-        np.packbits(bits, axis=1).tobytes(),
-        table.tobytes(),
-        zstandard.ZstdCompressor(level=3).compress(lines),
-    )
-    representation = represent(sections, tokens, spans, scheme)
-    line = {
-        "documents": len(chunk),
-        "counts": {
-            "sections": len(sections),
-            "empty_sections": sum(not section.text.strip() for section in sections),
-            "tokens": len(tokens.ids),
-            "windows": len(plan),
+def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]], encoder: _Encoder) -> None:
+    """Brings the targets of all chunks to the same channels, and writes the description."""
+    labels: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    known: set[str] = set()
+    digest = hashlib.sha256()
+    total = Representation()
+    for line in lines:
+        labels.update(line["labels"])
+        counts.update(line["counts"])
+        known.update(line["annotators"])
+        digest.update(bytes.fromhex(line["digests"]))
+        total.add(Representation.from_json(line["representation"]))
+    scheme = make_scheme(made_by["labels"] or labels, begin=made_by["begin_channels"])
+    with (partial / _LOCAL_TARGETS).open("rb") as local, (partial / "targets.bin").open("wb") as file:
+        for line in lines:
+            own = LabelScheme(tuple(line["classes"]), scheme.begin)
+            rows = line["counts"]["tokens"]
+            width = target_bytes(own)
+            packed = np.frombuffer(local.read(rows * width), np.uint8).reshape(rows, width)
+            if own != scheme:
+                bits = np.unpackbits(packed, axis=1, count=own.channels + 1)
+                spread = np.zeros((rows, scheme.channels + 1), np.uint8)
+                spread[:, [*own.channels_in(scheme), scheme.channels]] = bits
+                packed = np.packbits(spread, axis=1)
+            file.write(packed.tobytes())
+    write_json(
+        partial / CACHE_FILE,
+        {
+            "fingerprint": {**made_by, "documents": digest.hexdigest(), "labels": list(scheme.labels)},
+            "counts": {
+                "documents": sum(line["documents"] for line in lines), **counts, "labels": dict(sorted(labels.items())),
+            },
+            "annotators": sorted(known),
+            "bytes_per_token_id": encoder.id_dtype.itemsize,
+            "representation": total.to_json(),
         },
-        "representation": representation.to_json(),
-    }
-    return data, line
+    )  # fmt: skip
+    for name in (_BEGUN, _JOURNAL, _LOCAL_TARGETS):
+        (partial / name).unlink()
 
 
-def _add_chunk(line: dict[str, Any], total: Representation, counts: Counter[str]) -> None:
-    counts.update(line["counts"])
-    part = line["representation"]
-    total.add(
-        Representation(
-            part["entities"],
-            part["kept"],
-            part["invented"],
-            Counter(part["losses"]),
-            part["touching"],
-            part["examples"],
-        )
-    )
+def _differences(
+    path: Path, made_by: dict[str, Any], documents: Callable[[], Iterable[Document]], *, force: bool
+) -> list[str]:
+    """Says in words how a finished cache differs from the one that is wanted."""
+    try:
+        fingerprint = open_cache(path).info["fingerprint"]
+    except NertoolError:  # damaged, or of another format version
+        if not force:
+            raise
+        return ["it can't be read"]
+    scanned = scan(documents())
+    wanted = {**made_by, "documents": scanned.digest, "labels": made_by["labels"] or sorted(scanned.labels)}
+    return differences(fingerprint, wanted)
 
 
-def _resume(partial: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """Brings a half-built cache to its last vouched state; starts afresh if something else began it."""
-    begun, journal = partial / _FINGERPRINT, partial / _JOURNAL
-    if begun.is_file() and journal.is_file() and read_json(begun) == wanted:
+def _encoded(
+    encoder: _Encoder, chunks: Iterator[_Chunk], workers: int
+) -> Generator[tuple[list[bytes], dict[str, Any]], None, None]:
+    """Encodes chunks, in their order; only so many are held in memory as the workers need."""
+    for documents, lines in islice(chunks, None if workers == 1 else _CHUNKS_BEFORE_WORKERS):
+        yield encoder.encode(documents, lines)
+    first = next(chunks, None)
+    if first is None:
+        return
+    with WorkerPool(workers, _start_worker, (encoder,)) as pool:
+        yield from pool.map_in_order(_encode_in_worker, (lines for _, lines in chain([first], chunks)))
+
+
+_worker: _Encoder | None = None
+
+
+def _start_worker(encoder: _Encoder) -> None:
+    global _worker  # noqa: PLW0603 (what a process of its own is for)
+    take_texts_literally(encoder.backend)
+    _worker = encoder
+
+
+def _encode_in_worker(lines: list[bytes]) -> tuple[list[bytes], dict[str, Any]]:
+    assert _worker is not None
+    return _worker.encode([parse_document(line).document for line in lines], lines)
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[_Chunk]:
+    chunk: list[Document] = []
+    lines: list[bytes] = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        lines.append(dump_document(document))
+        size += len(lines[-1])
+        if len(chunk) == _DOCUMENTS_PER_CHUNK or size >= _BYTES_PER_CHUNK:
+            yield chunk, lines
+            chunk, lines, size = [], [], 0
+    if chunk:
+        yield chunk, lines
+
+
+def _digests(lines: Sequence[bytes]) -> bytes:
+    return b"".join(hashlib.sha256(line).digest() for line in lines)
+
+
+def _labels(document: Document) -> list[str]:
+    return [entity.label for section in document.sections for entity in section.entities]
+
+
+def _resume(partial: Path, made_by: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the journal of a half-built cache; starts afresh if something else began it."""
+    begun, journal = partial / _BEGUN, partial / _JOURNAL
+    if begun.is_file() and journal.is_file() and read_json(begun) == made_by:
         whole = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         lines = [orjson.loads(line) for line in whole]
-        sizes = dict(zip(DATA_FILES, lines[-1]["bytes"] if lines else [0] * len(DATA_FILES), strict=True))
-        if all((partial / name).is_file() and (partial / name).stat().st_size >= sizes[name] for name in DATA_FILES):
-            journal.write_bytes(b"".join(whole))
-            for name, size in sizes.items():
-                os.truncate(partial / name, size)
+        sizes = lines[-1]["bytes"] if lines else [0] * len(_GROWING_FILES)
+        files = [partial / name for name in _GROWING_FILES]
+        if all(file.is_file() and file.stat().st_size >= size for file, size in zip(files, sizes, strict=True)):
             return lines
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for name in (*DATA_FILES, _JOURNAL):
+    for name in (*_GROWING_FILES, _JOURNAL):
         (partial / name).touch()
-    write_json(begun, wanted)  # last: from here on there is something to go on with
+    write_json(begun, made_by)  # last: from here on there is something to go on with
     return []
+
+
+def _unchanged(lines: list[dict[str, Any]], chunks: Iterator[_Chunk]) -> tuple[list[dict[str, Any]], Iterator[_Chunk]]:
+    """Returns the lines of the journal that the documents still agree with, and the chunks that are left to do."""
+    for number, line in enumerate(lines):
+        chunk = next(chunks, None)
+        if chunk is None or _digests(chunk[1]).hex() != line["digests"]:
+            return lines[:number], chunks if chunk is None else chain([chunk], chunks)
+    return lines, chunks
+
+
+def _truncate(partial: Path, lines: list[dict[str, Any]]) -> None:
+    """Cuts the files of a half-built cache to what these lines of the journal vouch for."""
+    sizes = lines[-1]["bytes"] if lines else [0] * len(_GROWING_FILES)
+    (partial / _JOURNAL).write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    for name, size in zip(_GROWING_FILES, sizes, strict=True):
+        os.truncate(partial / name, size)
 
 
 def _durable_size(path: Path) -> int:

@@ -1,5 +1,6 @@
 """The `nertool` command: registers the commands, nothing else."""
 
+import gc
 import os
 import sys
 from typing import Annotated
@@ -49,4 +50,7 @@ def main() -> None:
     if sys.platform == "darwin":
         # Lets operations that MPS lacks run on the CPU.
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    # Documents are trees without cycles, which the collector would walk through again and again: a fifth of the time of
+    # reading them.
+    gc.set_threshold(50_000, 20, 100)
     app()

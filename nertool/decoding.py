@@ -77,8 +77,9 @@ def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float
     # Of one class the k-th opening word belongs to the k-th closing word.
     label, first = np.nonzero(opens.T)
     _, last = np.nonzero(closes.T)
-    probabilities = 1 / (1 + np.exp(-words.astype(np.float64)))
-    sums = np.cumsum(np.vstack([np.zeros((1, count)), probabilities]), axis=0)
+    sums = np.zeros((len(words) + 1, count))
+    sums[1:][inside] = 1 / (1 + np.exp(-words[inside].astype(np.float64)))  # the others are in no sum
+    np.cumsum(sums, axis=0, out=sums)
     score = (sums[last + 1, label] - sums[first, label]) / (last + 1 - first)
     section, start, end = sections[first], starts[first], ends[last]
     order = np.lexsort((label, end, start, section))
@@ -97,6 +98,8 @@ def _best_sequences(gains: Floats, begins: npt.NDArray[np.bool_], switch_cost: f
     Returns:
         `(words, labels)` bool. All chunks go forward together, one place at a time, then back.
     """
+    if not switch_cost:  # each word by itself
+        return gains >= 0
     firsts = np.flatnonzero(begins)
     places = np.arange(len(gains)) - np.repeat(firsts, np.diff(np.append(firsts, len(gains))))
     by_place = np.argsort(places, kind="stable")

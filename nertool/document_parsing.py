@@ -6,7 +6,6 @@ as a text, …) is reported as a `Problem`; `NaN` becomes `null` and is counted;
 
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from nertool.documents import Document, Entity, Section, Span, content_digest, dump_document
+from nertool.documents import Document, Entity, Section, Span, content_digest
 from nertool.errors import nearest_name
 
 _DOCUMENT_KEYS = {"idx", "sections", "metadata"}
@@ -25,8 +24,12 @@ _ENTITY_KEYS = {
 }  # fmt: skip
 # Written anew from the spans, which are the truth: KAZU ignores what stands there, too.
 _DERIVED_KEYS = {"start", "end"}
-# Numbers that orjson rounds (beyond 64 bits) or makes infinite (beyond 1e308) without a word.
-_HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9][eE]\+?[0-9]{3}")
+# What an `Entity` has fields for.
+_OWN_KEYS = {"entity_class", "match", "namespace", "spans", *_DERIVED_KEYS}
+# What numbers look like that orjson rounds (beyond 64 bits) or makes infinite (beyond 1e308) without a word, in text of
+# which each digit was replaced by 0; so looked for, they take a tenth of the time of a regular expression.
+_DIGITS_TO_0 = bytes.maketrans(b"123456789E", b"000000000e")
+_HUGE_NUMBERS = (b"0" * 19, b"0e000", b"0e+000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def parse_document(data: bytes) -> ParsedDocument:
     document = _document(raw, problems)
     if not problems and document is not None:
         try:
-            dump_document(document)
+            orjson.dumps(raw)
         except TypeError as error:  # in metadata, which may hold anything: half a surrogate pair, a 70-bit number
             problems.append(Problem("", f"holds what can't be written again: {error}"))
     if problems or document is None:
@@ -84,7 +87,8 @@ def parse_document(data: bytes) -> ParsedDocument:
 def _load_json(data: bytes) -> tuple[Any, int]:
     data = data.removeprefix(b"\xef\xbb\xbf")
     first_error: Exception | None = None
-    if not _HUGE_NUMBER.search(data):
+    pattern = data.translate(_DIGITS_TO_0)
+    if not any(huge in pattern for huge in _HUGE_NUMBERS):
         try:
             return orjson.loads(data), 0
         except orjson.JSONDecodeError as error:
@@ -155,12 +159,44 @@ def _section(raw: Any, place: str, problems: list[Problem]) -> Section | None:
     entities = tuple(
         entity
         for index, raw_entity in enumerate(raw_entities)
-        if (entity := _entity(raw_entity, text_length, f"{place}.entities[{index}]", problems)) is not None
+        if (
+            entity := _plain_entity(raw_entity, text_length)
+            or _entity(raw_entity, text_length, f"{place}.entities[{index}]", problems)
+        )
+        is not None
     )
     if text is None or name is None:
         return None
     extra = {key: value for key, value in raw.items() if key not in ("name", "text", "entities")}
     return Section(name, text, entities, extra)
+
+
+def _plain_entity(raw: Any, text_length: int) -> Entity | None:
+    """Reads an entity of the most frequent kind, with one span and nothing wrong, in a quarter of the time."""
+    try:
+        label, match, namespace, (span,) = raw["entity_class"], raw["match"], raw["namespace"], raw["spans"]
+        start, end = span["start"], span["end"]
+        plain = (
+            raw.keys() <= _ENTITY_KEYS
+            and type(start) is int
+            and type(end) is int
+            and 0 <= start < end <= text_length
+            and label
+            and not _has_surrogate(label + match + namespace)
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):  # which of them it is, `_entity` says
+        return None
+    metadata = raw.get("metadata", {})
+    if not plain or type(metadata) is not dict:
+        return None
+    return Entity(
+        label=label,
+        spans=(Span(start, end),),
+        match=match,
+        namespace=namespace,
+        score=_score(metadata),
+        extra={key: value for key, value in raw.items() if key not in _OWN_KEYS},
+    )
 
 
 def _entity(raw: Any, text_length: int, place: str, problems: list[Problem]) -> Entity | None:
@@ -185,14 +221,13 @@ def _entity(raw: Any, text_length: int, place: str, problems: list[Problem]) -> 
     }
     if not label or match is None or namespace is None or not spans:
         return None
-    known = {"entity_class", "match", "namespace", "spans"} | _DERIVED_KEYS
     return Entity(
         label=label,
         spans=tuple(sorted(spans)),
         match=match,
         namespace=namespace,
         score=_score(raw.get("metadata")),
-        extra={key: value for key, value in raw.items() if key not in known},
+        extra={key: value for key, value in raw.items() if key not in _OWN_KEYS},
     )
 
 
@@ -226,7 +261,7 @@ def _offset(value: Any) -> int | None:
 
 def _score(metadata: Any) -> float | None:
     score = metadata.get("score") if isinstance(metadata, dict) else None
-    if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > sys.float_info.max:
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or abs(score) > sys.float_info.max:
         return None
     return float(score)
 

@@ -49,7 +49,7 @@ class Entity:
     @property
     def end(self) -> int:
         """One past the last character of the mention."""
-        return max(span.end for span in self.spans)
+        return self.spans[0].end if len(self.spans) == 1 else max(span.end for span in self.spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,12 @@ class LabelScheme:
         names = [*self.labels, *(f"begin of {label}" for label in self.labels)] if self.begin else self.labels
         return dict(enumerate(names))
 
+    def channels_in(self, other: "LabelScheme") -> list[int]:
+        """Returns for each channel of this scheme the channel of another one, of at least its classes, that says it."""
+        index = {label: i for i, label in enumerate(other.labels)}
+        inside = [index[label] for label in self.labels]
+        return [*inside, *(len(index) + i for i in inside if self.begin)]
+
     def to_json(self) -> dict[str, Any]:
         """Returns the scheme as it is kept in `nertool.json` and `cache.json`."""
         return {"labels": list(self.labels), "begin": self.begin}

@@ -10,8 +10,8 @@ import numpy as np
 from nertool.decoding import decode
 from nertool.documents import Section
 from nertool.labels import LabelScheme
-from nertool.targets import DISCONTINUOUS, INSIDE_WORD, MERGED, NO_TOKEN, OTHER_CLASS, Spans, paint
-from nertool.windows import Tokens
+from nertool.targets import DISCONTINUOUS, INSIDE_WORD, MERGED, NO_TOKEN, OTHER_CLASS, Spans
+from nertool.windows import Bools, Tokens
 
 
 @dataclass
@@ -63,10 +63,25 @@ class Representation:
             "examples": dict(sorted(self.examples.items())),
         }
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Representation":
+        """Reads what `to_json` wrote."""
+        fields = ("entities", "kept", "invented", "touching", "examples")
+        return cls(losses=Counter(value["losses"]), **{name: value[name] for name in fields})
 
-def represent(sections: Sequence[Section], tokens: Tokens, spans: Spans, scheme: LabelScheme) -> Representation:
-    """Encodes and decodes the gold entities of a batch of sections and says what got lost, and why."""
-    targets = paint(spans, len(tokens.ids), scheme)
+
+def represent(
+    sections: Sequence[Section], tokens: Tokens, spans: Spans, targets: Bools, scheme: LabelScheme
+) -> Representation:
+    """Decodes the targets of a batch of sections and says which gold entities got lost, and why.
+
+    Args:
+        sections: The sections.
+        tokens: Their tokens.
+        spans: Where their entities are.
+        targets: What `paint` made of them, `(tokens, channels)` bool.
+        scheme: What the channels mean.
+    """
     decoded = decode(np.where(targets, 1, -1).astype(np.float32), tokens, scheme, threshold=0.5, switch_cost=0.0)
     found = set(
         zip(decoded.section.tolist(), decoded.label.tolist(), decoded.start.tolist(), decoded.end.tolist(), strict=True)

@@ -287,9 +287,7 @@ def check_metric(name: str, labels: Sequence[str]) -> None:
 
 def channel_columns(cache: WindowCache, model: NerModel) -> npt.NDArray[np.int64]:
     """Returns the model's channel of each channel of the cache, `(cache channels,)`."""
-    index = {label: i for i, label in enumerate(model.scheme.labels)}
-    inside = [index[label] for label in cache.scheme.labels]
-    return np.array([*inside, *(len(index) + i for i in inside if cache.scheme.begin)], np.int64)
+    return np.array(cache.scheme.channels_in(model.scheme), np.int64)
 
 
 def set_prior_bias(model: NerModel, cache: WindowCache, columns: npt.NDArray[np.int64]) -> None:

@@ -36,6 +36,9 @@ class DataSettings(_Part):
     labels: tuple[str, ...] = Field(
         (), description="The classes to learn; entities of others are counted and left out. Empty: all that occur."
     )
+    workers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Processes that tokenise when a cache is built. Unset: one for each core."
+    )
     split_fractions: tuple[Fraction, Fraction, Fraction] = Field(
         (0.8, 0.1, 0.1), description="Shares of train, eval and test; they must add up to 1."
     )

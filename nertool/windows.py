@@ -10,8 +10,10 @@ length, and nothing is padded here.
 
 import hashlib
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +22,11 @@ import numpy.typing as npt
 from nertool.errors import NertoolError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 # Combining marks belong to the word of the letter before them; str.isalnum() says no for them.
@@ -110,10 +114,7 @@ class SectionTokenizer:
                 "use a checkpoint with a tokenizer.json",
             )
         backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        # A text that spells out `[SEP]` or `</s>` must not end up as that special token.
-        backend.encode_special_tokens = True
+        take_texts_literally(backend)
         bare = backend.encode("a", add_special_tokens=False).ids
         full = backend.encode("a", add_special_tokens=True).ids
         at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
@@ -127,56 +128,103 @@ class SectionTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Tokenises whole sections, however long; special tokens are put around windows later."""
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        lengths = [len(encoding) for encoding in encodings]
-        bounds = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum(lengths, out=bounds[1:])
-        ids = np.fromiter((i for encoding in encodings for i in encoding.ids), np.int32, int(bounds[-1]))
-        starts = np.empty(len(ids), np.int32)
-        ends = np.empty(len(ids), np.int32)
-        word_starts = np.zeros(len(ids), np.bool_)
-        for encoding, text, first, last in zip(encodings, texts, bounds[:-1], bounds[1:], strict=True):
-            if first < last:
-                offsets = np.array(encoding.offsets, np.int32)
-                starts[first:last], ends[first:last] = _trim(text, offsets)
-                word_starts[first:last] = _word_starts(text, starts[first:last], ends[first:last])
-        return Tokens(ids, starts, ends, word_starts, bounds)
+        return tokenize(self.tokenizer.backend_tokenizer, texts)
 
 
-def _trim(text: str, offsets: Ints) -> tuple[Ints, Ints]:
-    """Takes white space off both ends of each token: some tokenizers count the blank before a word to it."""
-    starts, ends = np.maximum.accumulate(offsets[:, 0]), np.maximum.accumulate(offsets[:, 1])
-    blank = np.fromiter(map(str.isspace, text), np.bool_, len(text))
-    if not blank.any():
-        return starts, ends
+def take_texts_literally(backend: "Tokenizer") -> None:
+    """Sets a tokenizer to give each text whole; special tokens spelt out in it (`[SEP]`) are text, too.
+
+    The last of it is lost when a tokenizer goes to another process.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+
+
+def tokenize(backend: "Tokenizer", texts: Sequence[str]) -> Tokens:
+    """Tokenises whole sections, however long, without special tokens."""
+    encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    lengths = [len(encoding) for encoding in encodings]
+    bounds = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(lengths, out=bounds[1:])
+    ids = np.fromiter(chain.from_iterable([encoding.ids for encoding in encodings]), np.int32, int(bounds[-1]))
+    if not len(ids):
+        nothing = np.zeros(0, np.int32)
+        return Tokens(nothing, nothing, nothing, np.zeros(0, np.bool_), bounds)
+    offsets = chain.from_iterable(chain.from_iterable([encoding.offsets for encoding in encodings]))
+    table = np.fromiter(offsets, np.int64, 2 * len(ids)).reshape(-1, 2)
+    # All sections side by side with a line break between, so that each step is one operation for all of them.
+    codes = np.frombuffer("\n".join(["", *texts, ""]).encode("utf-32-le", "surrogatepass"), np.uint32)
+    shifts = np.zeros(len(texts), np.int64)
+    np.cumsum([len(text) + 1 for text in texts[:-1]], out=shifts[1:])
+    shift_of_token = np.repeat(shifts + 1, np.diff(bounds))
+    starts, ends = _trim(codes, table + shift_of_token[:, None])
+    word_starts = _word_starts(codes, starts, ends)
+    word_starts[bounds[:-1][np.diff(bounds) > 0]] = True
+    return Tokens(
+        ids,
+        (starts - shift_of_token).astype(np.int32),
+        (ends - shift_of_token).astype(np.int32),
+        word_starts,
+        bounds,
+    )
+
+
+class _CharacterTest:
+    """A test of characters that runs over whole texts: each character that occurs is tested once.
+
+    Args:
+        test: Says yes or no to a character.
+    """
+
+    def __init__(self, test: Callable[[str], bool]) -> None:
+        self._test = test
+        self._known = np.zeros(sys.maxunicode + 1, np.uint8)  # 0: not known yet, 1: no, 2: yes
+
+    def __call__(self, codes: npt.NDArray[np.uint32]) -> Bools:
+        """Says which code points pass, `(n,)` bool."""
+        found = self._known[codes]
+        if not found.all():
+            for code in np.unique(codes[found == 0]).tolist():
+                self._known[code] = 2 if self._test(chr(code)) else 1
+            found = self._known[codes]
+        passed: Bools = found == 2
+        return passed
+
+
+_is_blank = _CharacterTest(str.isspace)
+_is_in_word = _CharacterTest(lambda char: char.isalnum() or char in _MARKS)
+
+
+def _trim(codes: npt.NDArray[np.uint32], offsets: npt.NDArray[np.int64]) -> tuple[Longs, Longs]:
+    """Takes white space off both ends of each token: some tokenizers count the blank before a word to it.
+
+    Args:
+        codes: The code points of all sections, a line break before, between and after them.
+        offsets: Start and end of each token in them, `(tokens, 2)`.
+    """
+    starts, ends = np.maximum.accumulate(offsets, axis=0).T
+    blank = _is_blank(codes)
     # For each position the first one from there on that isn't blank; likewise backwards.
-    positions = np.arange(len(text))
-    next_solid = np.minimum.accumulate(np.append(np.where(blank, len(text), positions), len(text))[::-1])[::-1]
+    positions = np.arange(len(codes))
+    next_solid = np.minimum.accumulate(np.where(blank, len(codes), positions)[::-1])[::-1]
     solid_end = np.maximum.accumulate(np.append(0, np.where(blank, 0, positions + 1)))
     trimmed = np.minimum(next_solid[starts], ends)
     only_blank = trimmed >= ends
-    new_starts = np.where(only_blank, starts, trimmed).astype(np.int32)
-    new_ends = np.where(only_blank, starts, solid_end[ends]).astype(np.int32)
+    new_starts = np.where(only_blank, starts, trimmed)
+    new_ends = np.where(only_blank, starts, solid_end[ends])
     return new_starts, np.maximum(new_ends, new_starts)
 
 
-def _word_starts(text: str, starts: Ints, ends: Ints) -> Bools:
-    """Says at which tokens a word starts; pieces of one character and white space never start one."""
-    result = np.fromiter(
-        (
-            start == 0 or not (_in_word(text[start - 1]) and _in_word(text[start : start + 1]))
-            for start in starts.tolist()
-        ),
-        np.bool_,
-        len(starts),
-    )
+def _word_starts(codes: npt.NDArray[np.uint32], starts: Longs, ends: Longs) -> Bools:
+    """Says at which tokens a word starts; pieces of one character and white space never start one.
+
+    The first token of a section, which always does, is left to the caller.
+    """
+    in_word = _is_in_word(codes)
+    result: Bools = ~(in_word[starts - 1] & in_word[starts])
     result[1:] &= (starts[1:] != starts[:-1]) & (ends[1:] > starts[1:])
-    result[0] = True
     return result
-
-
-def _in_word(char: str) -> bool:
-    return char.isalnum() or char in _MARKS
 
 
 def plan_windows(tokens: Tokens, max_tokens: int, overlap_tokens: int) -> Windows:

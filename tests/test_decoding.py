@@ -12,7 +12,7 @@ from nertool.decoding import decode
 from nertool.documents import Entity, Section, Span
 from nertool.labels import make_scheme
 from nertool.representation import represent
-from nertool.targets import locate
+from nertool.targets import locate, paint
 from nertool.windows import SectionTokenizer, Tokens
 
 SCHEME = make_scheme(["disease", "gene"])
@@ -155,4 +155,4 @@ def test_white_space_tokens_have_no_say_in_the_word_before_them(byte_level: Sect
     sections = [Section("s", text, (Entity("gene", (Span(0, 3),), "p53"),))]
     spans = locate(sections, tokens, SCHEME)
     assert spans.exact.all()
-    assert represent(sections, tokens, spans, SCHEME).kept == 1
+    assert represent(sections, tokens, spans, paint(spans, len(tokens.ids), SCHEME), SCHEME).kept == 1

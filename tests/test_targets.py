@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nertool.documents import Entity, Section, Span
-from nertool.labels import make_scheme
-from nertool.representation import represent
+from nertool.labels import LabelScheme, make_scheme
+from nertool.representation import Representation, represent
 from nertool.targets import DISCONTINUOUS, INSIDE_WORD, MERGED, NO_TOKEN, OTHER_CLASS, locate, paint
-from nertool.windows import SectionTokenizer
+from nertool.windows import SectionTokenizer, Tokens
 from tests.conftest import entity
 
 SCHEME = make_scheme(["disease", "gene"])
@@ -64,6 +64,11 @@ def test_targets_equal_a_loop_over_tokens_and_entities(
     np.testing.assert_array_equal(paint(spans, len(tokens.ids), scheme), paint_slowly(sections, tokens, scheme))
 
 
+def representation(sections: list[Section], tokens: Tokens, scheme: LabelScheme) -> Representation:
+    spans = locate(sections, tokens, scheme)
+    return represent(sections, tokens, spans, paint(spans, len(tokens.ids), scheme), scheme)
+
+
 @given(annotated_sections(), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_every_entity_is_kept_or_lost_for_a_reason(
@@ -71,7 +76,7 @@ def test_every_entity_is_kept_or_lost_for_a_reason(
 ) -> None:
     scheme = WITH_BEGIN if begin else SCHEME
     tokens = tokenizer.tokenize([section.text for section in sections])
-    result = represent(sections, tokens, locate(sections, tokens, scheme), scheme)
+    result = representation(sections, tokens, scheme)
     distinct = sum(len({(e.label, e.spans) for e in section.entities}) for section in sections)
     assert result.entities == distinct == result.kept + result.losses.total()
 
@@ -80,7 +85,7 @@ def reasons(tokenizer: SectionTokenizer, text: str, *entities: Entity, begin: bo
     sections = [Section("s", text, entities)]
     scheme = WITH_BEGIN if begin else SCHEME
     tokens = tokenizer.tokenize([text])
-    return dict(represent(sections, tokens, locate(sections, tokens, scheme), scheme).losses)
+    return dict(representation(sections, tokens, scheme).losses)
 
 
 def test_losses_are_counted_by_reason(tokenizer: SectionTokenizer) -> None:

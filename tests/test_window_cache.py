@@ -1,6 +1,7 @@
 """The training cache: bytes, fingerprints, refusals, and what a kill leaves."""
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,9 @@ import numpy as np
 import pytest
 
 from nertool import cache_building
-from nertool.cache_building import build_cache, scan
+from nertool.cache_building import build_cache
 from nertool.documents import Document, Section
 from nertool.errors import NertoolError
-from nertool.labels import LabelScheme, make_scheme
 from nertool.settings import WindowSettings
 from nertool.targets import locate, paint
 from nertool.window_cache import WindowCache, check_cache, open_cache
@@ -26,10 +26,8 @@ class Killed(BaseException):
 
 
 def build(path: Path, documents: list[Document], tokenizer: SectionTokenizer, **changes: Any) -> WindowCache:
-    scanned = scan(documents)
-    options = {"scanned": scanned, "scheme": make_scheme(scanned.labels)} | changes
-    windows = options.pop("windows", WINDOWS)
-    return build_cache(path, lambda: iter(documents), tokenizer, windows, **options)
+    windows = changes.pop("windows", WINDOWS)
+    return build_cache(path, lambda: iter(documents), tokenizer, windows, **changes)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -58,7 +56,7 @@ def test_the_same_documents_give_the_same_bytes_and_a_finished_cache_is_not_buil
     build(tmp_path / "a", documents, tokenizer)
     build(tmp_path / "b", documents, tokenizer)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    monkeypatch.setattr(cache_building, "_encode_chunk", None)  # would fail if it were built again
+    monkeypatch.setattr(cache_building, "_build", None)  # would fail if it were built again
     build(tmp_path / "a", documents, tokenizer)
 
 
@@ -82,9 +80,9 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
         build(tmp_path / "cut", documents, tokenizer)
     assert not (tmp_path / "cut").exists()
     chunks = []
-    real_encode = cache_building._encode_chunk
+    real_encode = cache_building._Encoder.encode
     monkeypatch.setattr(
-        cache_building, "_encode_chunk", lambda chunk, *rest: chunks.append(chunk) or real_encode(chunk, *rest)
+        cache_building._Encoder, "encode", lambda self, *chunk: chunks.append(chunk) or real_encode(self, *chunk)
     )
     build(tmp_path / "cut", documents, tokenizer)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -121,11 +119,8 @@ _write = cache_building.write_json
     ("changes", "what"),
     [
         ({"windows": WindowSettings(max_tokens=10, overlap_tokens=4)}, "max_tokens is 12 there, not 10"),
-        ({"scheme": make_scheme(["gene", "protein"])}, "labels: it has disease, drug, organ more, and lacks protein"),
-        (
-            {"scheme": make_scheme(["disease", "drug", "gene", "organ"], begin=True)},
-            "begin_channels is False there, not True",
-        ),
+        ({"labels": ["gene", "protein"]}, "labels: it has disease, drug, organ more, and lacks protein"),
+        ({"begin": True}, "begin_channels is False there, not True"),
     ],
 )
 def test_a_cache_of_other_settings_is_refused_and_the_difference_named(
@@ -173,7 +168,7 @@ def test_a_damaged_cache_is_built_anew_with_force(tmp_path: Path, tokenizer: Sec
     assert contents(build(tmp_path / "cache", documents, tokenizer, force=True).path) == whole
 
 
-@pytest.mark.parametrize("lost", ["journal.jsonl", "fingerprint.json", "tokens.bin"])
+@pytest.mark.parametrize("lost", ["journal.jsonl", "begun.json", "targets.local", "tokens.bin"])
 def test_a_half_built_cache_that_lacks_a_file_is_built_anew(
     tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
@@ -190,6 +185,65 @@ def test_a_half_built_cache_that_lacks_a_file_is_built_anew(
         build(tmp_path / "cut", documents, tokenizer)
     (tmp_path / ".cut.partial" / lost).unlink()
     assert contents(build(tmp_path / "cut", documents, tokenizer).path) == whole
+
+
+def test_documents_that_changed_after_a_kill_are_encoded_anew(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = make_corpus(12)
+    monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 4)
+
+    def killed(path: Path, value: Any) -> None:
+        if path.name == "cache.json":
+            raise Killed
+        _write(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_building, "write_json", killed)
+        build(tmp_path / "cut", documents, tokenizer)
+    for changed in (documents[:6], documents, [*documents[:5], *make_corpus(9)[8:], *documents[6:]], documents[:4]):
+        whole = contents(build(tmp_path / f"whole-{len(list(tmp_path.iterdir()))}", changed, tokenizer).path)
+        shutil.copytree(tmp_path / ".cut.partial", tmp_path / "kept", dirs_exist_ok=True)
+        assert contents(build(tmp_path / "cut", changed, tokenizer).path) == whole
+        shutil.rmtree(tmp_path / "cut")
+        shutil.copytree(tmp_path / "kept", tmp_path / ".cut.partial")
+
+
+def test_workers_make_the_same_bytes(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = make_corpus(20)
+    monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 2)
+    one = build(tmp_path / "one", documents, tokenizer, workers=1)
+    two = build(tmp_path / "two", documents, tokenizer, workers=2)
+    assert contents(one.path) == contents(two.path)
+
+
+def test_chunks_are_bounded_by_bytes_too(tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: Any) -> None:
+    documents = make_corpus(7)
+    monkeypatch.setattr(cache_building, "_BYTES_PER_CHUNK", 1)
+    small = build(tmp_path / "small", documents, tokenizer)
+    monkeypatch.undo()
+    large = build(tmp_path / "large", documents, tokenizer)
+    for name in ("tokens", "targets", "windows"):
+        np.testing.assert_array_equal(getattr(small, name), getattr(large, name))
+    assert list(small.documents()) == list(large.documents()) and small.info == large.info
+
+
+def test_chunks_without_some_of_the_classes_get_their_channels(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk is painted with its own classes before all are known."""
+    full = make_corpus(6)
+    bare = [Document("bare", (Section("s", "no entity at all"),)), Document("empty", ())]
+    documents = [*bare, *full, Document("last", (Section("s", "nothing"),))]
+    for begin in (False, True):
+        whole = build(tmp_path / f"whole-{begin}", documents, tokenizer, begin=begin)
+        with monkeypatch.context() as patch:
+            patch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 1)
+            cut = build(tmp_path / f"cut-{begin}", documents, tokenizer, begin=begin)
+        np.testing.assert_array_equal(whole.targets, cut.targets)
+        assert whole.info == cut.info
 
 
 def test_what_another_job_left_half_done_is_not_used(
@@ -215,6 +269,5 @@ def test_empty_sections_are_counted_and_harmless(tmp_path: Path, tokenizer: Sect
 
 def test_more_classes_than_nineteen_work(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
     """KAZU crashes on the twentieth."""
-    scheme = LabelScheme(tuple(f"class {i:03d}" for i in range(100)))
-    cache = build(tmp_path / "cache", make_corpus(2), tokenizer, scheme=scheme)
+    cache = build(tmp_path / "cache", make_corpus(2), tokenizer, labels=[f"class {i:03d}" for i in range(100)])
     assert cache.targets.shape[1] == 13

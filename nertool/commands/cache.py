@@ -1,11 +1,15 @@
 """`nertool cache`: documents into a memory-mapped training cache."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nertool.commands.options import Config, Force, Json, Model, Set, SkipInvalid, command, settings_from
+
+if TYPE_CHECKING:
+    from nertool.documents import Document
 
 
 @command
@@ -52,31 +56,35 @@ def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False)
     Raises:
         NertoolError: If documents are invalid, or what is at `output` was made by something else.
     """
-    from nertool.cache_building import build_cache, scan
+    from nertool.cache_building import build_cache
     from nertool.console import progress
     from nertool.files import check_output
     from nertool.formats import ReadReport, read_documents
-    from nertool.formats.reading import report_reading, write_rejected
-    from nertool.labels import make_scheme
+    from nertool.formats.reading import count_files, report_reading, write_rejected
     from nertool.model import load_tokenizer
     from nertool.window_cache import is_cache
+    from nertool.workers import usable_cores
 
     if not is_cache(output):
         check_output(output, force=force, source=source)
     tokenizer = load_tokenizer(settings.model.name)
     report = ReadReport()
-    with progress("reading", None, "documents") as advance:
-        scanned = scan(read_documents(source, report, skip_invalid=settings.data.skip_invalid), advance)
-    scheme = make_scheme(settings.data.labels or scanned.labels, begin=settings.model.begin_channels)
-    with progress("tokenising", scanned.documents, "documents") as advance:
+
+    def read() -> Iterator["Document"]:
+        nonlocal report
+        report = ReadReport()
+        return read_documents(source, report, skip_invalid=settings.data.skip_invalid)
+
+    with progress("tokenising", count_files(source), "documents") as advance:
         built = build_cache(
             output,
-            lambda: read_documents(source, ReadReport(), skip_invalid=settings.data.skip_invalid),
+            read,
             tokenizer,
             settings.windows,
-            scanned=scanned,
-            scheme=scheme,
+            labels=settings.data.labels,
+            begin=settings.model.begin_channels,
             force=force,
+            workers=settings.data.workers or usable_cores(),
             on_documents=advance,
         )
     write_rejected(report, output / "rejected.jsonl")

@@ -77,7 +77,7 @@ def run_evaluate(
     from nertool.provenance import annotators
     from nertool.representation import Representation, represent
     from nertool.sources import Source
-    from nertool.targets import locate
+    from nertool.targets import locate, paint
 
     if predictions is not None:
         check_output(predictions, force=force, source=source)
@@ -108,7 +108,9 @@ def run_evaluate(
     )
     sections = [section for document in gold_documents for section in document.sections]
     tokens = model.tokenizer.tokenize([section.text for section in sections])
-    ceiling: Representation = represent(sections, tokens, locate(sections, tokens, model.scheme), model.scheme)
+    spans = locate(sections, tokens, model.scheme)
+    targets = paint(spans, len(tokens.ids), model.scheme)
+    ceiling: Representation = represent(sections, tokens, spans, targets, model.scheme)
     labels = Counter(entity.label for section in sections for entity in section.entities)
     report["counts"] |= {
         "documents": len(gold_documents),

@@ -94,6 +94,7 @@ def _run_train(
     from nertool.run_folder import open_run, summary_of
     from nertool.runs import check_metric, train_run
     from nertool.sources import Source
+    from nertool.workers import usable_cores
 
     choose_device(settings.train.device)  # before the long work, not after it
     reading = ReadReport()
@@ -123,8 +124,9 @@ def _run_train(
                 train_source.read_again,
                 model.tokenizer,
                 settings.windows,
-                scanned=train_scan,
-                scheme=scheme,
+                labels=settings.data.labels,
+                begin=settings.model.begin_channels,
+                workers=settings.data.workers or usable_cores(),
                 on_documents=advance,
             )
     show_cache(cache.info)

@@ -1,5 +1,6 @@
 """Reading documents from a file or a folder, whatever formats are in it, with every problem collected."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def read_documents(
         )
     if not report.documents and not report.rejected:
         raise NertoolError(f"{path} holds no documents")
+
+
+def count_files(path: Path) -> int | None:
+    """Returns how many documents a folder holds that has a file for each; None where only reading tells."""
+    if not path.is_dir():
+        return None
+    names = [entry.name for entry in os.scandir(path) if not entry.name.startswith(".")]
+    documents = [name for name in names if not is_side_file(name) and _by_ending(Path(name), texts=False)]
+    return len(documents) if all(name.lower().endswith(".json") for name in documents) else None
 
 
 def describe_rejected(rejected: list[Rejected]) -> str:

@@ -1,6 +1,6 @@
 """Strict micro F1 on BioRED's test documents of variants of the training recipe, over seeds.
 
-    python -m tests.bench.ablations TRAIN.PubTator TEST.PubTator RESULTS.jsonl [--epochs 4] [--seeds 3] [NAME…]
+    python -m tests.bench.ablations TRAIN.PubTator TEST.PubTator RESULTS.jsonl [--epochs 4] [--variants NAME…]
 
 Every variant changes one thing of the defaults; the model after the last epoch is scored, so nothing is chosen by the
 test set. A result that stands in RESULTS.jsonl is not computed again, so the command can be interrupted.
@@ -88,7 +88,7 @@ def main():
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("variants", nargs="*", help="default: all")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
@@ -96,7 +96,7 @@ def main():
     done = {(one["variant"], one["seed"], one["epochs"]) for one in results}
     with tempfile.TemporaryDirectory() as temporary:
         for seed in range(1, arguments.seeds + 1):
-            for name in arguments.variants or VARIANTS:
+            for name in arguments.variants:
                 if (name, seed, arguments.epochs) in done:
                     continue
                 result = run(arguments, name, seed, Path(temporary))
@@ -125,7 +125,7 @@ def run(arguments, name, seed, folder):
     model = new_model(settings.model, settings.windows, scheme)
     cache = build_cache(
         folder / f"{name}-{seed}".replace(" ", "-"), lambda: documents, model.tokenizer, settings.windows,
-        scanned=scanned, scheme=scheme,
+        begin=settings.model.begin_channels,
     )  # fmt: skip
     device = torch.device("cpu")
     precision = choose_precision(settings.train.precision, device)
