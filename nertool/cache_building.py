@@ -129,7 +129,7 @@ class _Encoder:
             tokens.ids.astype(self.id_dtype).tobytes(),
             np.packbits(bits, axis=1).tobytes(),
             table.tobytes(),
-            zstandard.ZstdCompressor(level=6).compress(b"".join(line + b"\n" for line in lines)),
+            zstandard.ZstdCompressor(level=9).compress(b"".join(line + b"\n" for line in lines)),
         ], {
             "documents": len(documents),
             "digests": _digests(lines).hex(),

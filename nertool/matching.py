@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from math import inf
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -66,11 +66,13 @@ class MentionPairs:
 
     Args:
         labels: The classes by their numbers, sorted.
+        groups: How many groups there can be: sections × classes.
         gold: The gold entities.
         predicted: The predicted ones.
     """
 
     labels: tuple[str, ...]
+    groups: int
     gold: Mentions
     predicted: Mentions
 
@@ -83,20 +85,17 @@ def mention_pairs(pairs: Sequence[SectionPair], labels: Iterable[str]) -> Mentio
     known = tuple(sorted({*labels, *names[0], *names[1]}))
     number = {label: i for i, label in enumerate(known)}
     spans = [list(map(attrgetter("spans"), side)) for side in entities]
-    offsets = [_first_spans(side) for side in spans]
+    firsts, several = zip(*map(_first_spans, spans), strict=True)
     # Two more than the last offset: KAZU's touching spans must not reach into the next group.
-    room = 2 + max((int(side.max()) for side in offsets if side.size), default=0)
+    room = 2 + max((int(side.max()) for side in firsts if side.size), default=0)
     columns = []
-    for side, own_entities, own_names, own_spans, own_offsets in zip(
-        sides, entities, names, spans, offsets, strict=True
-    ):
+    for i, side in enumerate(sides):
         section = np.repeat(np.arange(len(side)), np.fromiter(map(len, side), np.int64, len(side)))
-        label = np.fromiter(map(number.__getitem__, own_names), np.int64, len(own_names))
-        several = np.fromiter(map(len, own_spans), np.int64, len(own_spans)) != 1
+        label = np.fromiter(map(number.__getitem__, names[i]), np.int64, len(names[i]))
         group = section * len(known) + label
-        start, end = (group[:, None] * room + own_offsets).T
-        columns.append(Mentions(own_entities, section, label, group, start, end, several))
-    return MentionPairs(known, *columns)
+        start, end = group * room + firsts[i].T
+        columns.append(Mentions(entities[i], section, label, group, start, end, several[i]))
+    return MentionPairs(known, len(pairs) * len(known), *columns)
 
 
 def match(pairs: MentionPairs, scheme: Scheme) -> tuple[Statuses, Statuses]:
@@ -119,10 +118,12 @@ def match(pairs: MentionPairs, scheme: Scheme) -> tuple[Statuses, Statuses]:
     of_predicted = np.full(len(predicted.entities), WRONG, np.int8)
     with_several = np.unique(np.concatenate([gold.group[gold.several], predicted.group[predicted.several]]))
     if scheme == "kazu":
-        ends = [_is_touched(gold.start, predicted), _is_touched(gold.end, predicted)]
-        of_gold[np.logical_or(*ends)] = FOUND
-        of_predicted[_holds_an_end(predicted, gold)] = UNCOUNTED
-        of_gold[~np.isin(gold.group, predicted.group)] = UNCOUNTED
+        ends = np.concatenate([gold.start, gold.end])
+        of_gold[_is_touched(ends, predicted).reshape(2, -1).any(axis=0)] = FOUND
+        of_predicted[_holds_one(predicted, ends)] = UNCOUNTED
+        is_predicted = np.zeros(pairs.groups, np.bool_)
+        is_predicted[predicted.group] = True
+        of_gold[~is_predicted[gold.group]] = UNCOUNTED
         clusters, by_hand = (gold.group, predicted.group), np.intersect1d(with_several, predicted.group)
     else:
         clusters, one_each, by_hand = _clusters(scheme, gold, predicted, with_several)
@@ -136,10 +137,15 @@ def match(pairs: MentionPairs, scheme: Scheme) -> tuple[Statuses, Statuses]:
     return of_gold, of_predicted
 
 
-def _first_spans(spans: Sequence[Spans]) -> Integers:
-    """Returns start and end of each entity's first span, `(n, 2)`."""
-    offsets = chain.from_iterable(map(itemgetter(0), spans))
-    return np.fromiter(offsets, np.int64, 2 * len(spans)).reshape(-1, 2)
+def _first_spans(spans: list[Spans]) -> tuple[Integers, NDArray[np.bool_]]:
+    """Returns start and end of each entity's first span, `(n, 2)`, and whether it has others, `(n,)`."""
+    try:
+        firsts = [span for (span,) in spans]  # in most corpora all have one
+        several = np.zeros(len(spans), np.bool_)
+    except ValueError:
+        firsts = [first for first, *_ in spans]
+        several = np.array([len(parts) > 1 for parts in spans])
+    return np.fromiter(chain.from_iterable(firsts), np.int64, 2 * len(spans)).reshape(-1, 2), several
 
 
 def _clusters(
@@ -197,9 +203,9 @@ def _is_touched(offsets: Integers, by: Mentions) -> NDArray[np.bool_]:
     return touched
 
 
-def _holds_an_end(mentions: Mentions, of: Mentions) -> NDArray[np.bool_]:
-    """Says in which entities, their ends included, the start or the end of another one lies."""
-    offsets = np.sort(np.concatenate([of.start, of.end, [np.iinfo(np.int64).max]]))
+def _holds_one(mentions: Mentions, offsets: Integers) -> NDArray[np.bool_]:
+    """Says in which entities, their ends included, one of the offsets lies."""
+    offsets = np.append(np.sort(offsets), np.iinfo(np.int64).max)
     holds: NDArray[np.bool_] = offsets[np.searchsorted(offsets, mentions.start)] <= mentions.end
     return holds
 

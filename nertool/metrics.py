@@ -10,11 +10,10 @@ wrong (false positives) and which gold entities were missed (false negatives). A
   Source: `kazu/annotation/acceptance_test.py` and `calculate_metrics` in `kazu/training/train_multilabel_ner.py`.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import compress
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -110,8 +109,8 @@ def evaluation_report(
     return {
         **schemes[scheme],
         "schemes": schemes,
-        "false_positives": _texts(mentions.predicted, of_predicted == WRONG),
-        "false_negatives": _texts(mentions.gold, of_gold == MISSED),
+        "false_positives": _texts(mentions.predicted, of_predicted == WRONG, mentions.labels),
+        "false_negatives": _texts(mentions.gold, of_gold == MISSED, mentions.labels),
         "confidence_intervals": confidence_intervals(scores[scheme], bootstrap_samples, bootstrap_seed),
         "classes_without_gold_or_predictions": [label for label, used in in_use if not used],
         "counts": {
@@ -205,10 +204,12 @@ def _count(
     return Scores(scheme, labels, tuple(mentions.labels[number] for number in numbers), counts[:, numbers])
 
 
-def _texts(mentions: Mentions, wanted: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
+def _texts(mentions: Mentions, wanted: NDArray[np.bool_], labels: Sequence[str]) -> dict[str, dict[str, int]]:
     """Returns class → text of the mention → count, most frequent first, of those entities."""
-    counted = Counter(map(attrgetter("label", "match"), compress(mentions.entities, wanted.tolist())))
-    texts: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for (label, text), count in sorted(counted.items(), key=lambda item: (item[0][0], -item[1], item[0][1])):
-        texts[label][text] = count
-    return dict(texts)
+    texts: dict[str, dict[str, int]] = {}
+    rows = np.flatnonzero(wanted)
+    for number in np.unique(mentions.label[rows]).tolist():
+        entities = map(mentions.entities.__getitem__, rows[mentions.label[rows] == number].tolist())
+        counter = Counter(map(attrgetter("match"), entities))
+        texts[labels[number]] = {text: counter[text] for text in sorted(sorted(counter), key=counter.get, reverse=True)}
+    return texts

@@ -1,92 +1,147 @@
-"""nertool beside KAZU 2.4.0's own code, in one run, on the same documents, in turns.
+"""nertool beside KAZU 2.4.0's own code: the same documents, in the same run, in turns. See docs/explanation/speed.md.
 
-    python -m tests.bench.beside_kazu CORPUS.PubTator --kazu PYTHON [--rounds 3] [--json FILE]
+    nox -s bench_kazu -- TRAIN.PubTator TEST.PubTator [--rounds 3] [--epochs 1] [--json FILE] [--markdown FILE]
 
-Each figure is of one kind of work: building the training cache, training (real tokens per CPU-second), scoring. Ratios
-above 1 mean that nertool is better; they are of medians.
+Every ratio is of medians over the rounds, and above 1 where nertool is better.
 """
 
 import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from nertool.batches import training_batch
-from nertool.cache_building import build_cache, scan
-from nertool.checkpoints import Progress
-from nertool.devices import choose_precision, keep_freed_memory
 from nertool.documents import Document
 from nertool.formats.kazu import KazuWriter
 from nertool.formats.pubtator import read_pubtator
-from nertool.labels import make_scheme
-from nertool.losses import binary_cross_entropy
-from nertool.matching import SectionPair
-from nertool.metrics import evaluation_report
-from nertool.model import backbone_path, new_model
-from nertool.runs import channel_columns, set_prior_bias
-from nertool.settings import Settings, TrainSettings
-from nertool.training import BatchPlan, fit, make_optimizer, make_scaler
+from nertool.model import backbone_path
 
-DOCUMENTS_PER_ROUND = 24
+DOCUMENTS_TO_TRAIN = 48
+DOCUMENTS_TO_EVALUATE = 24
+HERE = Path(__file__).parent
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
     parser.add_argument("--kazu", required=True, help="the Python of an environment with KAZU 2.4.0")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="for the F1 after equal epochs; 0 leaves it out")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    documents = [record.document for record in read_pubtator(arguments.corpus) if record.document]
-    labels = sorted(scan(documents).labels)
-    model = str(backbone_path("minilm"))
-    rounds = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        everything = write(folder / "all", documents)
-        predicted = write(folder / "predicted", [half_wrong(document) for document in documents])
-        command = [arguments.kazu, str(Path(__file__).with_name("kazu_side.py"))]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as kazu:
-
-            def ask(name, **values):
-                kazu.stdin.write(json.dumps([name, values]) + "\n")
-                kazu.stdin.flush()
-                return json.loads(kazu.stdout.readline())
-
-            for number in range(arguments.rounds):
-                part = documents[number * DOCUMENTS_PER_ROUND : (number + 1) * DOCUMENTS_PER_ROUND]
-                chunk = write(folder / f"part-{number}", part)
-                common = {"model": model, "labels": labels}
-                whole = {"folder": str(everything), **common}
-                part_of_it = {"folder": str(chunk), "learning_rate": 3e-4, **common}
-                both = {"gold": str(everything), "predicted": str(predicted), "labels": labels}
-                rounds.append(
-                    {
-                        "cache": (our_cache(documents, folder / "cache"), ask("cache", **whole)),
-                        "train": (our_training(part, folder / "run"), ask("train", **part_of_it)),
-                        "score": (our_scoring(documents, labels), ask("score", **both)),
-                    }
-                )
-                print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr, flush=True)
-            kazu.stdin.close()
-    result = summary(rounds, documents)
+    train, test = (
+        [record.document for record in read_pubtator(path) if record.document]
+        for path in (arguments.train, arguments.test)
+    )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sides = [
+            stack.enter_context(Side([python, str(HERE / script)]))
+            for python, script in ((sys.executable, "our_side.py"), (arguments.kazu, "kazu_side.py"))
+        ]
+        rounds = compare(sides, train, folder, arguments.rounds)
+        f1 = f1_after_epochs(sides, train, test, folder, arguments.epochs) if arguments.epochs else None
+    result = summary(rounds, f1)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2))
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(table(result) + "\n")
     print(table(result))
 
 
-def write(folder, documents):
+class Side:
+    """A process that does one side's work."""
+
+    def __init__(self, command):
+        self._command = command
+
+    def __enter__(self):
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_):
+        self._process.stdin.close()
+        self._process.wait()
+
+    def __call__(self, name, **arguments):
+        self._process.stdin.write(json.dumps([name, arguments]) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def compare(sides, documents, folder, rounds):
+    """Does every kind of work on both sides, in turns, and returns the figures of each round."""
+    everything = write(folder / "all", documents)
+    predicted = write(folder / "predicted", [half_wrong(document) for document in documents])
+    common = {"model": str(backbone_path("minilm")), "labels": labels_of(documents)}
+    evaluated = write(folder / "eval", documents[-DOCUMENTS_TO_EVALUATE:])
+    results = []
+    for number in range(rounds):
+        part = documents[number * DOCUMENTS_TO_TRAIN : (number + 1) * DOCUMENTS_TO_TRAIN]
+        chunk = write(folder / f"part-{number}", part)
+        found = {}
+        # Who goes first changes, as the second finds files in memory.
+        order = sides if number % 2 == 0 else sides[::-1]
+
+        def ask(name, number=number, order=order, found=found, **arguments):
+            for side in order:
+                index = sides.index(side)
+                if name == "infer":
+                    arguments["output"] = str(empty(folder / f"found-{number}-{index}"))
+                found.setdefault(name, [None, None])[index] = side(name, **arguments)
+            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+
+        ask("cache", folder=str(everything), **common)
+        ask("score", gold=str(everything), predicted=str(predicted), labels=common["labels"])
+        ask("train", folder=str(chunk), eval_folder=str(evaluated), epochs=1, **common)
+        ask("validate")
+        ask("infer", folder=str(evaluated))
+        found["infer"][1]["tokens"] = found["infer"][0]["tokens"]  # of the same texts, by the same tokenizer
+        results.append(found)
+    return results
+
+
+def f1_after_epochs(sides, train, test, folder, epochs):
+    """Trains both on all documents for equal epochs, and scores both by both scorers on the test documents."""
+    common = {"model": str(backbone_path("minilm")), "labels": labels_of(train)}
+    trained, gold = folder / "all", write(folder / "test", test)
+    results = []
+    for number, side in enumerate(sides):
+        training = side("train", folder=str(trained), eval_folder=str(gold), epochs=epochs, **common)
+        output = empty(folder / f"test-{number}")
+        side("infer", folder=str(gold), output=str(output))
+        asked = {"gold": str(gold), "predicted": str(output), "labels": common["labels"]}
+        strict = sides[0]("score", scheme="strict", **asked)
+        results.append(
+            {
+                "kazu_mean_f1": sides[1]("score", **asked)["mean_f1"],
+                "strict_micro_f1": strict["micro_f1"],
+                "strict_mean_f1": strict["mean_f1"],
+                "cpu_seconds": training["cpu_seconds"],
+                "peak_mb": training["peak_mb"],
+            }
+        )
+        print(f"{epochs} epochs: {results[-1]}", file=sys.stderr, flush=True)
+    return {"epochs": epochs, "documents": len(train), "sides": results}
+
+
+def labels_of(documents):
+    return sorted({entity.label for document in documents for s in document.sections for entity in s.entities})
+
+
+def empty(folder):
     folder.mkdir()
+    return folder
+
+
+def write(folder, documents):
     with KazuWriter(folder) as writer:
         for document in documents:
             writer.write(document)
@@ -105,101 +160,44 @@ def half_wrong(document):
     return Document(document.id, sections)
 
 
-def measured(work):
-    wall, cpu = time.perf_counter(), os.times()
-    result = work()
-    after = os.times()
-    used = after.user + after.system - cpu.user - cpu.system
-    return {**result, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": used}
+# name → kind of work, the figure, whether more is better, decimals
+FIGURES = {
+    "training, real tokens per CPU-second": ("train", lambda one: one["tokens"] / one["cpu_seconds"], True),
+    "training, real tokens per second": ("train", lambda one: one["tokens"] / one["wall_seconds"], True),
+    "training, peak memory in MB": ("train", lambda one: one["peak_mb"], False),
+    "cache, seconds": ("cache", lambda one: one["wall_seconds"], False),
+    "cache, CPU-seconds": ("cache", lambda one: one["cpu_seconds"], False),
+    "cache, bytes": ("cache", lambda one: one["bytes"], False),
+    "cache, bytes per window": ("cache", lambda one: one["bytes"] / one["windows"], False),
+    "cache, files": ("cache", lambda one: one["files"], False),
+    "validation of 24 abstracts, seconds": ("validate", lambda one: one["wall_seconds"], False),
+    "scoring of 500 abstracts, seconds": ("score", lambda one: one["wall_seconds"], False),
+    "inference, real tokens per CPU-second": ("infer", lambda one: one["tokens"] / one["cpu_seconds"], True),
+    "inference, real tokens per second": ("infer", lambda one: one["tokens"] / one["wall_seconds"], True),
+}
+RATIOS = {
+    "train_tokens_ratio": "training, real tokens per CPU-second",
+    "cache_time_ratio": "cache, CPU-seconds",
+    "cache_bytes_ratio": "cache, bytes",
+    "validation_time_ratio": "validation of 24 abstracts, seconds",
+    "score_time_ratio": "scoring of 500 abstracts, seconds",
+    "inference_tokens_ratio": "inference, real tokens per second",
+}
 
 
-def our_cache(documents, folder, settings=None):
-    settings = settings or Settings(model={"name": "minilm"})
-    scanned = scan(documents)
-    scheme = make_scheme(scanned.labels)
-    tokenizer = new_model(settings.model, settings.windows, scheme).tokenizer
-    shutil.rmtree(folder, ignore_errors=True)
-
-    def work():
-        cache = build_cache(folder, lambda: documents, tokenizer, settings.windows, scanned=scanned, scheme=scheme)
-        files = [file for file in folder.iterdir() if file.is_file()]
-        return {"windows": len(cache.windows), "bytes": sum(file.stat().st_size for file in files), "files": len(files)}
-
-    return measured(work)
-
-
-def our_training(documents, folder):
-    """Trains one epoch on documents with the defaults; the making of the data isn't counted."""
-    keep_freed_memory()
-    settings = Settings(model={"name": "minilm"}, train=TrainSettings(epochs=1))
-    scanned = scan(documents)
-    scheme = make_scheme(scanned.labels)
-    model = new_model(settings.model, settings.windows, scheme)
-    shutil.rmtree(folder, ignore_errors=True)
-    cache = build_cache(folder, lambda: documents, model.tokenizer, settings.windows, scanned=scanned, scheme=scheme)
-    columns = channel_columns(cache, model)
-    set_prior_bias(model, cache, columns)
-    device = torch.device("cpu")
-    precision = choose_precision(settings.train.precision, device)
-    plan = BatchPlan(cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens, settings.train)
-    optimizer = make_optimizer(model.network, settings.train)
-
-    def work():
-        steps = fit(
-            model.network, optimizer, make_scaler(device, precision), plan,
-            lambda indices: training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels),
-            binary_cross_entropy, settings.train, Progress(), device, precision,
-        )  # fmt: skip
-        return {"tokens": sum(step.tokens for step in steps), "windows": len(cache.windows)}
-
-    return measured(work)
-
-
-def our_scoring(documents, labels):
-    pairs = [
-        SectionPair(number, gold.entities, found.entities)
-        for number, document in enumerate(documents)
-        for gold, found in zip(document.sections, half_wrong(document).sections, strict=True)
-    ]
-
-    def work():
-        report = evaluation_report(pairs, labels, scheme="kazu", bootstrap_samples=0)
-        return {"mean_f1": report["schemes"]["kazu"]["mean_f1"]}
-
-    return measured(work)
-
-
-def summary(rounds, documents):
-    def median(kind, side, value):
-        return statistics.median(value(one[kind][side]) for one in rounds)
-
-    def rate(one):
-        return one["tokens"] / one["cpu_seconds"]
-
+def summary(rounds, f1):
     figures = {
-        "training, real tokens per CPU-second": [median("train", side, rate) for side in (0, 1)],
-        "training, real tokens per second": [
-            median("train", side, lambda one: one["tokens"] / one["wall_seconds"]) for side in (0, 1)
-        ],
-        "cache, CPU-seconds": [median("cache", side, lambda one: one["cpu_seconds"]) for side in (0, 1)],
-        "cache, bytes": [median("cache", side, lambda one: one["bytes"]) for side in (0, 1)],
-        "cache, files": [median("cache", side, lambda one: one["files"]) for side in (0, 1)],
-        "scoring, seconds": [median("score", side, lambda one: one["wall_seconds"]) for side in (0, 1)],
+        name: [statistics.median(figure(one[kind][side]) for one in rounds) for side in (0, 1)]
+        for name, (kind, figure, _) in FIGURES.items()
     }
-    more_is_better = {name: name.startswith("training") for name in figures}
-    ratios = {
-        name: (ours / theirs if more_is_better[name] else theirs / ours) for name, (ours, theirs) in figures.items()
-    }
+    ratios = {name: ours / theirs if FIGURES[name][2] else theirs / ours for name, (ours, theirs) in figures.items()}
     return {
-        "train_tokens_ratio": ratios["training, real tokens per CPU-second"],
-        "cache_time_ratio": ratios["cache, CPU-seconds"],
-        "cache_bytes_ratio": ratios["cache, bytes"],
-        "score_time_ratio": ratios["scoring, seconds"],
+        **{key: ratios[name] for key, name in RATIOS.items()},
         "figures": figures,
         "ratios": ratios,
-        "documents": len(documents),
+        "f1": f1,
         "rounds": rounds,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch_version()},
     }
 
 
@@ -211,15 +209,34 @@ def cpu_name():
         return platform.processor()
 
 
+def torch_version():
+    import torch
+
+    return torch.__version__
+
+
 def table(result):
     lines = ["| | nertool | KAZU 2.4.0 | ratio |", "|---|---|---|---|"]
     for name, (ours, theirs) in result["figures"].items():
-        lines.append(f"| {name} | {ours:,.3g} | {theirs:,.3g} | {result['ratios'][name]:.1f} |")
+        lines.append(f"| {name} | {number(ours)} | {number(theirs)} | {result['ratios'][name]:.1f} |")
+    if result["f1"]:
+        what = f"after {result['f1']['epochs']} epoch(s) on {result['f1']['documents']} documents"
+        for key, name in (
+            ("kazu_mean_f1", "mean F1 by KAZU's scorer"),
+            ("strict_micro_f1", "strict micro F1"),
+            ("strict_mean_f1", "strict mean F1"),
+        ):
+            ours, theirs = (side[key] for side in result["f1"]["sides"])
+            lines.append(f"| {name} {what} | {ours:.4f} | {theirs:.4f} | |")
     machine = result["machine"]
     lines.append(
-        f"\n{machine['cores']} cores, {machine['cpu']}, torch {machine['torch']}; ratios above 1: nertool is better."
+        f"\n{len(result['rounds'])} rounds; {machine['cores']} cores, {machine['cpu']}, torch {machine['torch']}."
     )
     return "\n".join(lines)
+
+
+def number(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

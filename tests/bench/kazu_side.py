@@ -1,30 +1,36 @@
-"""What KAZU 2.4.0 does in the benchmark: its own dataset, trainer, step and scorer, in a Python of its own.
+"""What KAZU 2.4.0 does in the comparison: its own dataset, trainer, inference step and scorer."""
 
-Reads one JSON request per line, `[name, arguments]`, and answers with one line; knows nothing of nertool.
-"""
-
-import json
-import os
-import resource
 import shutil
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-answers, sys.stdout = sys.stdout, sys.stderr
-
-from kazu.data import ENTITY_OUTSIDE_SYMBOL, Document  # noqa: E402
-from kazu.training.config import TrainingConfig  # noqa: E402
-from kazu.training.train_multilabel_ner import (  # noqa: E402
+from kazu.data import ENTITY_OUTSIDE_SYMBOL, Document
+from kazu.pipeline import Pipeline
+from kazu.steps.ner.hf_token_classification import TransformersModelForTokenClassificationNerStep
+from kazu.steps.ner.tokenized_word_processor import TokenizedWordProcessor
+from kazu.training.config import TrainingConfig
+from kazu.training.train_multilabel_ner import (
     KazuMultiHotNerMultiLabelTrainingDataset,
+    ModelSaver,
     Trainer,
     calculate_metrics,
     move_entities_to_metadata,
 )
-from transformers import AutoTokenizer  # noqa: E402
+from side import folder_facts, measured, serve
+from transformers import AutoTokenizer
 
 FOLDER = Path(tempfile.mkdtemp())
+trained = {}  # the trainer and its model
+
+
+class KeepingTrainer(Trainer):
+    """Evaluates only on demand, and keeps the model."""
+
+    def evaluate_model(self, model, global_step, save_model=True):
+        if save_model:
+            trained["model"] = model
+        else:
+            super().evaluate_model(model, global_step, save_model=False)
 
 
 def documents(folder):
@@ -32,71 +38,80 @@ def documents(folder):
     return [Document.from_json(path.read_text()) for path in sorted(Path(folder).glob("[!.]*.json"))]
 
 
-def measured(work):
-    """Runs it; returns its result with wall and CPU seconds."""
-    wall, cpu = time.perf_counter(), os.times()
-    result = work()
-    after = os.times()
-    used = after.user + after.system - cpu.user - cpu.system
-    return {**result, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": used}
+def fresh(name):
+    shutil.rmtree(FOLDER / name, ignore_errors=True)
+    (FOLDER / name).mkdir()
+    return FOLDER / name
 
 
 def dataset(folder, model, labels, name, *, keep=False):
-    target = FOLDER / name
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
     return KazuMultiHotNerMultiLabelTrainingDataset(
         docs_iter=documents(folder), model_tokenizer=AutoTokenizer.from_pretrained(model),
-        labels=[*labels, ENTITY_OUTSIDE_SYMBOL], tmp_dir=target, use_cache=False, max_length=512, stride=64,
+        labels=[*labels, ENTITY_OUTSIDE_SYMBOL], tmp_dir=fresh(name), use_cache=False, max_length=512, stride=64,
         keep_doc_reference=keep,
     )  # fmt: skip
 
 
 def cache(folder, model, labels):
-    """Builds its cache."""
+    """Documents on disk → its cache."""
+    return measured(lambda: {"windows": len(dataset(folder, model, labels, "cache")), **folder_facts(FOLDER / "cache")})
+
+
+def train(folder, eval_folder, model, labels, epochs):
+    """Trains in batches of 16 without an evaluation; the making of the data isn't counted."""
+    built = dataset(folder, model, labels, "train")
+    tokens = sum(int(built[i]["attention_mask"].sum()) - 2 for i in range(len(built)))
+    working = fresh("run")
+    steps = -(-len(built) // 16) * epochs
+    config = TrainingConfig(
+        hf_name=model, test_path=None, train_path=None, training_data_cache_dir=None, test_data_cache_dir=None,
+        working_dir=working, max_length=512, use_cache=True, max_docs=None, stride=64, batch_size=16, lr=3e-4,
+        evaluate_at_step_interval=steps, num_epochs=epochs, lr_scheduler_warmup_prop=0.1, test_overfit=False,
+        device="cpu", workers=0,
+    )  # fmt: skip
+    test = dataset(eval_folder, model, labels, "eval", keep=True)
+    trained["trainer"] = KeepingTrainer(config, model, [*labels, ENTITY_OUTSIDE_SYMBOL], built, test, working)
 
     def work():
-        built = dataset(folder, model, labels, "cache")
-        files = list((FOLDER / "cache").iterdir())
-        return {"windows": len(built), "bytes": sum(file.stat().st_size for file in files), "files": len(files)}
+        trained["trainer"].train_model()
+        return {"tokens": tokens * epochs, "windows": len(built), "steps": steps}
 
     return measured(work)
 
 
-def train(folder, model, labels, learning_rate):
-    """Trains one epoch on documents, in batches of 16, without an evaluation; the making of the data isn't counted."""
-    built = dataset(folder, model, labels, "train")
-    tokens = sum(int(built[i]["attention_mask"].sum()) - 2 for i in range(len(built)))
-    working = FOLDER / "run"
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir()
-    config = TrainingConfig(
-        hf_name=model, test_path=None, train_path=None, training_data_cache_dir=None, test_data_cache_dir=None,
-        working_dir=working, max_length=512, use_cache=True, max_docs=None, stride=64, batch_size=16, lr=learning_rate,
-        evaluate_at_step_interval=10**9, num_epochs=1, lr_scheduler_warmup_prop=0.1, test_overfit=False, device="cpu",
-        workers=0,
+def validate():
+    """Evaluates the model on the eval documents, as its trainer does between steps."""
+    return measured(lambda: trained["trainer"].evaluate_model(trained["model"], 1, save_model=False) or {})
+
+
+def infer(folder, output):
+    """Predicts documents that are in memory, with a model that is loaded; writes them afterwards."""
+    trainer = trained["trainer"]
+    saved = fresh("model")
+    ModelSaver.save_model(trainer.train_dataset.model_tokenizer, trained["model"], saved)
+    step = TransformersModelForTokenClassificationNerStep(
+        path=str(saved), batch_size=16, stride=64, max_sequence_length=512, device="cpu",
+        tokenized_word_processor=TokenizedWordProcessor(labels=trainer.label_list, use_multilabel=True),
     )  # fmt: skip
-    trainer = Trainer(config, model, [*labels, ENTITY_OUTSIDE_SYMBOL], built, built, working)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-
-    def work():
-        trainer.train_model()
-        return {"tokens": tokens, "windows": len(built)}
-
-    result = measured(work)
-    return {**result, "peak_mb": max(peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)}
+    found = documents(folder)
+    for document in found:
+        for section in document.sections:
+            section.entities = []
+    result = measured(lambda: Pipeline(steps=[step])(found) and {})
+    for number, document in enumerate(found):
+        (Path(output) / f"{number:05d}.json").write_text(document.to_json())
+    return result
 
 
 def score(gold, predicted, labels):
     """Scores predicted documents against gold ones; reading them isn't counted."""
     found = move_entities_to_metadata(documents(gold))
-    for document, other in zip(found, documents(predicted), strict=True):
-        for section, own in zip(document.sections, other.sections, strict=True):
+    others = {document.idx: document for document in documents(predicted)}
+    for document in found:
+        for section, own in zip(document.sections, others[document.idx].sections, strict=True):
             section.entities = own.entities
     return measured(lambda: {"mean_f1": calculate_metrics(0.0, found, [*labels, ENTITY_OUTSIDE_SYMBOL])[0]["mean_f1"]})
 
 
-for line in sys.stdin:
-    name, arguments = json.loads(line)
-    print(json.dumps({"cache": cache, "train": train, "score": score}[name](**arguments)), file=answers, flush=True)
+serve(cache=cache, train=train, validate=validate, infer=infer, score=score)
 shutil.rmtree(FOLDER)
