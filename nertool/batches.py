@@ -33,13 +33,13 @@ class Batch:
     loss_mask: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """Returns the batch on a device."""
-        return Batch(
-            self.ids.to(device),
-            self.attention_mask.to(device),
-            self.targets.to(device),
-            self.loss_mask.to(device),
-        )
+        """Returns the batch on a device; a GPU copies it while the CPU goes on."""
+        if device.type != "cuda":
+            return Batch(*(tensor.to(device) for tensor in self._tensors()))
+        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.ids, self.attention_mask, self.targets, self.loss_mask
 
 
 def pack_by_length(

@@ -5,6 +5,7 @@ Tensors are kept as safetensors, the rest as JSON; never as pickles.
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nertool.distributed import World
 from nertool.errors import NertoolError
 from nertool.files import publish_folder, read_json, write_json
 
@@ -34,6 +36,7 @@ class Progress:
         evaluations_without_gain: How many evaluations in a row were not better.
         metrics_lines: Lines of metrics.jsonl that belong to this state.
         train_seconds: Seconds spent so far, over all resumptions.
+        tokens_per_batch: What was chosen in the beginning, which makes the batches; 0 before that.
     """
 
     step: int = 0
@@ -45,6 +48,7 @@ class Progress:
     evaluations_without_gain: int = 0
     metrics_lines: int = 0
     train_seconds: float = 0.0
+    tokens_per_batch: int = 0
 
 
 def save_checkpoint(
@@ -53,8 +57,17 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: "torch.amp.GradScaler",
     progress: Progress,
+    randoms: Sequence[dict[str, Tensor]],
 ) -> Path:
     """Writes `folder/step-N`, whole or not at all, and then removes the older ones.
+
+    Args:
+        folder: The folder of the checkpoints.
+        network: The network in training.
+        optimizer: Its optimizer.
+        scaler: For fp16.
+        progress: Where training is.
+        randoms: What `random_states` gave in each process.
 
     Raises:
         OSError: If the disk is full; older checkpoints are untouched then.
@@ -72,11 +85,12 @@ def save_checkpoint(
         )
         tensors, facts = _flatten(optimizer.state_dict())
         save_file(tensors, partial / "optimizer.safetensors")
-        save_file(_random_states(_device(network)), partial / "random.safetensors")
+        states = {f"{rank}.{name}": state for rank, own in enumerate(randoms) for name, state in own.items()}
+        save_file(states, partial / "random.safetensors")
         state = {**asdict(progress), "best_value": _finite(progress.best_value)}
         write_json(
             partial / STATE_FILE,
-            {"progress": state, "optimizer": facts, "scaler": scaler.state_dict()},
+            {"progress": state, "optimizer": facts, "scaler": scaler.state_dict(), "processes": len(randoms)},
         )
         publish_folder(partial, final)
     except (OSError, SafetensorError) as error:
@@ -97,14 +111,23 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: "torch.amp.GradScaler"
+    path: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: "torch.amp.GradScaler",
+    world: World = World(),  # noqa: B008 (it never changes)
 ) -> Progress:
     """Restores a run's state in place.
 
     Raises:
-        NertoolError: If the checkpoint is damaged or of another model.
+        NertoolError: If the checkpoint is damaged, of another model, or of another number of processes.
     """
     state = read_json(path / STATE_FILE)
+    if state["processes"] != world.size:
+        raise NertoolError(
+            f"the run was begun by {state['processes']} processes, not {world.size}: its batches would not be the same",
+            f"resume it with torchrun --nproc-per-node {state['processes']}, or --force to start afresh",
+        )
     try:
         weights = load_file(path / "model.safetensors")
         if different := set(_own_tensors(network)) ^ set(weights):
@@ -118,12 +141,13 @@ def load_checkpoint(
         ) from error
     if state["scaler"] and scaler.is_enabled():  # a run may go on in another precision, on another device
         scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(randoms["cpu"])
+    torch.set_rng_state(randoms[f"{world.rank}.cpu"])
     device = _device(network)
-    if device.type in randoms and device.type == "cuda":
-        torch.cuda.set_rng_state(randoms["cuda"], device)
-    elif device.type in randoms and device.type == "mps":
-        torch.mps.set_rng_state(randoms["mps"])
+    if device.type != "cpu" and (own := randoms.get(f"{world.rank}.{device.type}")) is not None:
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(own, device)
+        else:
+            torch.mps.set_rng_state(own)
     values = state["progress"]
     if values["best_value"] is None:
         values["best_value"] = float("-inf")
@@ -161,7 +185,7 @@ def _unflatten(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, A
     return {"state": state, "param_groups": facts["param_groups"]}
 
 
-def _random_states(device: torch.device) -> dict[str, Tensor]:
+def random_states(device: torch.device) -> dict[str, Tensor]:
     """Returns the states of the generators that training draws from: torch's, for dropout; batches need none."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":

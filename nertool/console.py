@@ -75,6 +75,17 @@ def stderr_console() -> Console:
     )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Shows people nothing meanwhile, as another process does."""
+    console = stderr_console()
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = False
+
+
 def say(message: str) -> None:
     """Prints a line for people."""
     stderr_console().print(message)

@@ -15,12 +15,18 @@ from nertool.errors import NertoolError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, index: int | None = None) -> torch.device:
     """Returns the device of a setting's name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Args:
+        name: The setting.
+        index: Which of several GPUs, where the name doesn't say.
 
     Raises:
         NertoolError: If there is no such device.
     """
+    if name in ("auto", "cuda") and index is not None and torch.cuda.is_available():
+        return torch.device("cuda", index)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

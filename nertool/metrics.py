@@ -211,5 +211,7 @@ def _texts(mentions: Mentions, wanted: NDArray[np.bool_], labels: Sequence[str])
     for number in np.unique(mentions.label[rows]).tolist():
         entities = map(mentions.entities.__getitem__, rows[mentions.label[rows] == number].tolist())
         counter = Counter(map(attrgetter("match"), entities))
-        texts[labels[number]] = {text: counter[text] for text in sorted(sorted(counter), key=counter.get, reverse=True)}
+        texts[labels[number]] = {
+            text: counter[text] for text in sorted(sorted(counter), key=counter.__getitem__, reverse=True)
+        }
     return texts

@@ -16,6 +16,7 @@ _OWN_TREES = ["model/", ".model.old/", ".model.partial/", "checkpoints/", "cache
 # The settings that decide on the result: these parts, but for what changes only where and how often.
 _PARTS = ("data", "windows", "model", "train", "evaluate")
 _FREE_SETTINGS = {
+    ("data", "workers"),
     ("data", "split_fractions"),
     ("data", "split_seed"),
     ("data", "duplicate_similarity"),

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 
 from nertool.batches import training_batch
-from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, random_states, save_checkpoint
 from nertool.console import Advance, say
 from nertool.console import progress as show_progress
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
-from nertool.documents import Document
+from nertool.distributed import World, local_rank
+from nertool.documents import Document, Section
 from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
 from nertool.inference import Prepared, Runner, predict_sections, prepare
@@ -29,7 +30,15 @@ from nertool.run_folder import finish_run
 from nertool.settings import Settings
 from nertool.stopping import StopRequest, StopRequestedError, stop_request
 from nertool.tracking import Tracker
-from nertool.training import BatchPlan, NonFiniteError, StepReport, fit, make_optimizer, make_scaler
+from nertool.training import (
+    BatchPlan,
+    NonFiniteError,
+    StepReport,
+    find_tokens_per_batch,
+    fit,
+    make_optimizer,
+    make_scaler,
+)
 from nertool.window_cache import WindowCache, documents_of_windows
 
 _DOCUMENTS_NAMED = 20
@@ -40,12 +49,14 @@ class EvalSplit:
     """The gold documents of the eval split, prepared once for all evaluations of a run.
 
     Args:
-        prepared: Their sections.
+        sections: Their sections.
         document_of_section: The number of each section's document.
+        prepared: Those sections that this process predicts: every n-th, of n processes.
     """
 
-    prepared: Prepared
+    sections: tuple[Section, ...]
     document_of_section: tuple[int, ...]
+    prepared: Prepared
 
 
 @dataclass
@@ -62,7 +73,8 @@ class Session:
         progress: Where training is.
         evaluation_steps: The steps after which the eval split is scored.
         facts: What the model card should tell about the data.
-        checkpoint: Writes the state to disk.
+        checkpoint: Writes the state to disk, given the random states of all processes.
+        world: The processes that train this model; each has a session, and all go through the same steps.
     """
 
     run: Path
@@ -74,7 +86,8 @@ class Session:
     progress: Progress
     evaluation_steps: frozenset[int]
     facts: dict[str, Any]
-    checkpoint: Callable[[], object]
+    checkpoint: Callable[[Sequence[dict[str, torch.Tensor]]], object]
+    world: World
 
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
@@ -85,18 +98,27 @@ class Session:
         self.progress.train_seconds += now - self._saved
         self._saved = now
         self.progress.metrics_lines = self.tracker.lines
-        self.checkpoint()
+        if states := self.world.gather(random_states(self.runner.device)):
+            self.checkpoint(states)
 
-    def save_if_due(self) -> None:
-        """Saves a checkpoint if a crash would cost more time than the settings allow."""
-        if time.monotonic() - self._saved >= self.settings.train.checkpoint_every_seconds:
+    def stop_or_save(self, stop: StopRequest) -> None:
+        """Stops if a signal has come in; saves a checkpoint if a crash would cost more time than the settings allow.
+
+        Raises:
+            StopRequestedError: In all processes, whichever of them the signal came to.
+        """
+        due = time.monotonic() - self._saved >= self.settings.train.checkpoint_every_seconds
+        signal_number, save = self.world.largest(stop.signal_number or 0, due)
+        if signal_number:
+            raise StopRequestedError(signal_number)
+        if save:
             self.save()
 
     def evaluate_if_due(self) -> bool:
         """Scores the eval split where it is time to, and keeps the model if it is the best; returns whether to stop."""
         progress = self.progress
         if progress.step in self.evaluation_steps and progress.evaluated_step != progress.step:
-            metrics = evaluate_split(self.model, self.split, self.runner, self.settings)
+            metrics = evaluate_split(self.model, self.split, self.runner, self.settings, self.world)
             name = self.settings.train.metric
             value = float(metrics.get(name) or 0.0)  # null is 0/0; KAZU's scheme leaves out what was never predicted
             progress.evaluated_step = progress.step
@@ -114,6 +136,8 @@ class Session:
         return progress.evaluations_without_gain >= self.settings.train.patience
 
     def _keep_model(self, metrics: dict[str, Any]) -> None:
+        if self.world.rank:
+            return
         partial = self.run / ".model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -131,6 +155,7 @@ def train_run(
     eval_documents: Sequence[Document],
     settings: Settings,
     facts: dict[str, Any],
+    world: World = World(),  # noqa: B008 (it never changes)
 ) -> dict[str, Any]:
     """Trains a model, or goes on training it; `run/model` is the best one at every moment.
 
@@ -141,6 +166,7 @@ def train_run(
         eval_documents: The documents that choose the best model and stop early.
         settings: All settings.
         facts: What the model card should tell about the data.
+        world: The processes that train it together.
 
     Returns:
         The summary that `train --json` prints.
@@ -149,25 +175,32 @@ def train_run(
         InterruptedBySignalError: After saving a checkpoint, if a signal came in.
         NertoolError: If the loss is not a number any more.
     """
-    device = choose_device(settings.train.device)
+    device = choose_device(settings.train.device, local_rank() if world.size > 1 else None)
     precision = choose_precision(settings.train.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
     network = model.to(device)
     optimizer = make_optimizer(network, settings.train)
     scaler = make_scaler(device, precision)
-    plan = BatchPlan(cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens, settings.train)
-    if not plan.total_steps:
-        raise NertoolError("the training documents have no text to learn from")
     columns = channel_columns(cache, model)
     checkpoints = run / "checkpoints"
     recover_folder(run / "model")
     if found := latest_checkpoint(checkpoints):
-        progress = load_checkpoint(found, network, optimizer, scaler)
-        say(f"resuming at step {progress.step:,} of {plan.total_steps:,}")
+        progress = load_checkpoint(found, network, optimizer, scaler, world)
     else:
         progress = Progress()
         set_prior_bias(model, cache, columns)
+        torch.manual_seed(settings.train.seed + world.rank)  # each process drops other units
+    lengths = cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens
+    if not len(lengths):
+        raise NertoolError("the training documents have no text to learn from")
+    progress.tokens_per_batch = progress.tokens_per_batch or _tokens_per_batch(
+        model, int(lengths.max()), settings, device, precision, world
+    )
+    owned = cache.windows["owned_length"].astype(np.int64)
+    plan = BatchPlan(lengths, owned, settings.train, progress.tokens_per_batch, world.size)
+    if found:
+        say(f"resuming at step {progress.step:,} of {plan.total_steps:,}")
     summary: dict[str, Any] = {
         "model": str(run / "model"),
         "device": str(device),
@@ -176,20 +209,32 @@ def train_run(
     say(
         f"training {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters on {summary['device']} in "
         f"{summary['precision']}: {len(cache.windows):,} windows, {plan.total_steps:,} steps"
+        + (f", {world.size} processes" if world.size > 1 else "")
     )
-    tracker = Tracker(run, lines=progress.metrics_lines, step=progress.step, tensorboard=settings.train.tensorboard)
+    tracker = Tracker(
+        run if world.rank == 0 else None,
+        lines=progress.metrics_lines,
+        step=progress.step,
+        tensorboard=settings.train.tensorboard,
+    )
     with stop_request() as stop, show_progress("training", plan.total_steps, "steps") as advance:
         session = Session(
             run,
             settings,
             model,
-            prepare_eval(eval_documents, model),
-            Runner(device, precision, settings.predict.tokens_per_batch, stop.check),
+            prepare_eval(eval_documents, model, world),
+            Runner(
+                device,
+                precision,
+                settings.predict.tokens_per_batch,
+                stop.check if world.size == 1 else lambda: None,  # the others would wait for one that stops alone
+            ),
             tracker,
             progress,
             plan.evaluation_steps(),
             facts,
-            lambda: save_checkpoint(checkpoints, network, optimizer, scaler, progress),
+            lambda states: save_checkpoint(checkpoints, network, optimizer, scaler, progress, states),
+            world,
         )
         steps = fit(
             network,
@@ -202,6 +247,7 @@ def train_run(
             progress,
             device,
             precision,
+            world,
         )
         try:
             stopped_early = session.evaluate_if_due() or _follow(steps, session, advance, stop)
@@ -220,8 +266,21 @@ def train_run(
         settings.train.metric: progress.best_value,
         "train_seconds": round(progress.train_seconds, 1),
     }
-    finish_run(run, summary)
+    if world.rank == 0:
+        finish_run(run, summary)
     return summary
+
+
+def _tokens_per_batch(
+    model: NerModel, longest: int, settings: Settings, device: torch.device, precision: torch.dtype, world: World
+) -> int:
+    """Returns how many tokens a batch has, by the settings or by the memory; the same in all processes."""
+    if settings.train.tokens_per_batch != "auto":
+        return settings.train.tokens_per_batch
+    found = find_tokens_per_batch(model.network, longest, model.scheme.channels, device, precision)
+    (least,) = world.largest(-found)
+    say(f"{-least:,} tokens per batch")
+    return -least
 
 
 def _explain(error: NonFiniteError, cache: WindowCache, model: NerModel) -> tuple[str, str]:
@@ -250,27 +309,37 @@ def _follow(steps: Iterable[StepReport], session: Session, advance: Advance, sto
             session.tracker.write(report.step, "train", values)
         best = f", best {session.settings.train.metric} {session.progress.best_value:.3f}"
         advance(report.step, note + (best if session.progress.best_step >= 0 else ""))
-        stop.check()
         if session.evaluate_if_due():
             return True
-        session.save_if_due()
+        session.stop_or_save(stop)
     return False
 
 
-def prepare_eval(documents: Sequence[Document], model: NerModel) -> EvalSplit:
-    """Tokenises the eval split."""
+def prepare_eval(documents: Sequence[Document], model: NerModel, world: World = World()) -> EvalSplit:  # noqa: B008
+    """Tokenises the eval split, or this process's share of it."""
     numbered = [(i, section) for i, document in enumerate(documents) for section in document.sections]
-    return EvalSplit(prepare([section for _, section in numbered], model), tuple(i for i, _ in numbered))
+    sections = tuple(section for _, section in numbered)
+    return EvalSplit(sections, tuple(i for i, _ in numbered), prepare(sections[world.rank :: world.size], model))
 
 
-def evaluate_split(model: NerModel, split: EvalSplit, runner: Runner, settings: Settings) -> dict[str, Any]:
+def evaluate_split(
+    model: NerModel,
+    split: EvalSplit,
+    runner: Runner,
+    settings: Settings,
+    world: World = World(),  # noqa: B008 (it never changes)
+) -> dict[str, Any]:
     """Predicts the eval split and scores it; returns what `evaluate --json` prints, without confidence intervals."""
-    predicted = predict_sections(model, split.prepared, runner)
-    pairs = [
-        SectionPair(document, section.entities, found)
-        for document, section, found in zip(split.document_of_section, split.prepared.sections, predicted, strict=True)
-    ]
-    return evaluation_report(pairs, model.scheme.labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
+    shares = world.gather(predict_sections(model, split.prepared, runner))
+    report = None
+    if world.rank == 0:
+        predicted = [shares[i % world.size][i // world.size] for i in range(len(split.sections))]
+        pairs = [
+            SectionPair(document, section.entities, found)
+            for document, section, found in zip(split.document_of_section, split.sections, predicted, strict=True)
+        ]
+        report = evaluation_report(pairs, model.scheme.labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
+    return world.share(report)
 
 
 def check_metric(name: str, labels: Sequence[str]) -> None:

@@ -100,10 +100,14 @@ class TrainSettings(_Part):
     )
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay; biases and norms have none.")
     max_gradient_norm: float = Field(1.0, gt=0.0, description="Gradients are scaled down to this norm.")
-    tokens_per_batch: int = Field(
-        2048, ge=8, description="Tokens of one batch on the device, padding included; a longer window is a batch alone."
+    tokens_per_batch: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
+        2048,
+        description="Tokens of one batch on the device, padding included; a longer window is a batch alone. `auto`: as "
+        "many as a GPU's memory holds, 2,048 on a CPU.",
     )
-    accumulate_batches: int = Field(1, ge=1, description="Batches per optimizer step.")
+    accumulate_batches: int = Field(
+        1, ge=1, description="Batches per optimizer step, of each process where several train together."
+    )
     seed: int = Field(42, ge=0, description="Seed of everything random in training.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -112,6 +116,9 @@ class TrainSettings(_Part):
     )
     evaluations_per_epoch: float = Field(
         1.0, gt=0.0, description="How often the eval split is scored; 0.5: every second epoch."
+    )
+    evaluate_every_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Score the eval split after so many steps, whatever `evaluations_per_epoch` says."
     )
     metric: str = Field(
         "micro_f1", description="The key of `evaluate --json` that picks the best model and stops early."

@@ -1,7 +1,7 @@
 """What a training run writes down while it goes: `metrics.jsonl` and TensorBoard files."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -14,19 +14,23 @@ class Tracker:
     """Appends to `metrics.jsonl` and, if wanted, to TensorBoard files; a resumed run goes on where its state was.
 
     Args:
-        run: The run's folder.
+        run: The run's folder; None writes nothing, for all processes of a run but the first.
         lines: Lines of `metrics.jsonl` that belong to the resumed state; what is after them is dropped.
         step: The step of that state.
         tensorboard: Whether to write TensorBoard files.
     """
 
-    def __init__(self, run: Path, *, lines: int, step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path | None, *, lines: int, step: int, tensorboard: bool) -> None:
+        self.lines = 0
+        self._file: IO[bytes] | None = None
+        self._writer: Any = None
+        if run is None:
+            return
         path = run / METRICS_FILE
         kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
         write_atomic(path, b"".join(kept))
         self.lines = len(kept)
         self._file = path.open("ab")
-        self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, and can be switched off)
 
@@ -40,6 +44,8 @@ class Tracker:
             kind: `train` or `eval`.
             values: What was measured.
         """
+        if self._file is None:
+            return
         self._file.write(orjson.dumps({"step": step, "kind": kind, **values}) + b"\n")
         self._file.flush()
         self.lines += 1
@@ -50,6 +56,7 @@ class Tracker:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()

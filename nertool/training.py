@@ -1,7 +1,7 @@
 """The training loop, and what it needs: the plan of batches, the learning rate, the optimizer."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from nertool.batches import Batch, epoch_batches
 from nertool.checkpoints import Progress
 from nertool.devices import autocast
+from nertool.distributed import World
+from nertool.errors import NertoolError
 from nertool.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 LossFunction = Callable[[Tensor, Batch], Tensor]
 
+_TOKENS_PER_BATCH = 2048
+_MOST_TOKENS_PER_BATCH = 2**17  # larger batches make no step faster, and learning slower
 _READ_LOSS_EVERY_STEPS = 10
 _MOST_SKIPPED_IN_A_ROW = 10
 
@@ -64,26 +68,104 @@ class BatchPlan:
 
     Args:
         lengths: Tokens of each window, special tokens included, `(windows,)`.
-        settings: Epochs, budget, seed, accumulation.
+        owned: Tokens that each window owns, `(windows,)`.
+        settings: Epochs, seed, accumulation, evaluations.
+        tokens_per_batch: Most tokens of a batch, padding included.
+        processes: How many share the batches of a step.
     """
 
-    def __init__(self, lengths: npt.NDArray[np.int64], settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        lengths: npt.NDArray[np.int64],
+        owned: npt.NDArray[np.int64],
+        settings: TrainSettings,
+        tokens_per_batch: int,
+        processes: int = 1,
+    ) -> None:
         self._lengths = lengths
+        self._owned = owned
         self._settings = settings
+        self._tokens_per_batch = tokens_per_batch
+        self.batches_of_step = settings.accumulate_batches * processes
         self.steps_of_epoch = [
-            math.ceil(len(self.batches(epoch)) / settings.accumulate_batches) for epoch in range(settings.epochs)
+            math.ceil(len(self.batches(epoch)) / self.batches_of_step) for epoch in range(settings.epochs)
         ]
         self.total_steps = sum(self.steps_of_epoch)
 
     def batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Returns the window indices of each batch of an epoch."""
-        return epoch_batches(self._lengths, self._settings.tokens_per_batch, self._settings.seed, epoch)
+        return epoch_batches(self._lengths, self._tokens_per_batch, self._settings.seed, epoch)
+
+    def tokens(self, batches: Sequence[npt.NDArray[np.int64]]) -> int:
+        """Returns how many tokens the windows of some batches own, which is how many count in the loss."""
+        return int(sum(self._owned[windows].sum() for windows in batches))
 
     def evaluation_steps(self) -> frozenset[int]:
         """Returns the steps after which the eval split is scored; the last step is always one of them."""
-        interval = self.total_steps / self._settings.epochs / self._settings.evaluations_per_epoch
+        settings = self._settings
+        interval = settings.evaluate_every_steps or self.total_steps / settings.epochs / settings.evaluations_per_epoch
         count = int(self.total_steps / interval)
         return frozenset({max(1, round(interval * i)) for i in range(1, count + 1)} | {self.total_steps})
+
+
+def find_tokens_per_batch(
+    network: torch.nn.Module, longest: int, channels: int, device: torch.device, precision: torch.dtype
+) -> int:
+    """Returns the most tokens per batch, in powers of two, that a GPU's memory holds; elsewhere 2,048.
+
+    Args:
+        network: The network, on its device; its weights stay as they are.
+        longest: Tokens of the longest window, which takes the most memory per token.
+        channels: How many channels it has.
+        device: Where it is.
+        precision: The autocast precision.
+
+    Raises:
+        NertoolError: If not even one window fits.
+    """
+    if device.type != "cuda":
+        return _TOKENS_PER_BATCH
+    # AdamW's two moments are made in the first step only.
+    moments = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(2)]
+
+    def fits(tokens: int) -> bool:
+        shape = (max(1, tokens // longest), longest)
+        ids, mask = torch.ones(shape, dtype=torch.int64, device=device), torch.ones(shape, device=device)
+        targets = torch.zeros((*shape, channels), device=device)
+        try:
+            with autocast(device, precision):
+                logits = network(input_ids=ids, attention_mask=mask.long()).logits
+            torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), targets).backward()
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            network.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        return True
+
+    found = most_that_fits(fits, _TOKENS_PER_BATCH, _MOST_TOKENS_PER_BATCH)
+    del moments
+    torch.cuda.empty_cache()
+    if found == 0:
+        raise NertoolError(
+            f"one window of {longest} tokens does not fit into the memory of {device}",
+            "a shorter one: --set windows.max_tokens=256, or a smaller --model",
+        )
+    return found
+
+
+def most_that_fits(fits: Callable[[int], bool], start: int, most: int) -> int:
+    """Returns the largest of `start`, doubled or halved often, up to `most`, that fits; 0 if none does."""
+    size = start
+    if fits(size):
+        while 2 * size <= most and fits(2 * size):
+            size *= 2
+        return size
+    while size > 1:
+        size //= 2
+        if fits(size):
+            return size
+    return 0
 
 
 def learning_rate_factor(step: int, total: int, warmup_fraction: float, schedule: str) -> float:
@@ -143,7 +225,7 @@ def make_scaler(device: torch.device, precision: torch.dtype) -> "torch.amp.Grad
     return torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
 
-def fit(
+def fit(  # noqa: PLR0915 (the loop is one piece)
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: "torch.amp.GradScaler",
@@ -154,6 +236,7 @@ def fit(
     progress: Progress,
     device: torch.device,
     precision: torch.dtype,
+    world: World = World(),  # noqa: B008 (it never changes)
 ) -> Iterator[StepReport]:
     """Trains; yields after every optimizer step. The caller logs, evaluates, saves and stops.
 
@@ -168,6 +251,7 @@ def fit(
         progress: Where to begin; moved on in place.
         device: Where.
         precision: The autocast precision.
+        world: The processes that share the batches of each step; all of them get the same weights and reports.
 
     Raises:
         NonFiniteError: If loss or gradients are not finite; not where `skip_nonfinite` is set, but for ten such steps
@@ -179,26 +263,32 @@ def fit(
     since_last_look: list[npt.NDArray[np.int64]] = []
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     running = torch.zeros(2, device=device)
+    replica = world.wrap(network)
     while progress.epoch < settings.epochs:
         epoch = plan.batches(progress.epoch)
         while progress.batch < len(epoch):
-            indices = epoch[progress.batch : progress.batch + settings.accumulate_batches]
-            batches = [load_batch(windows) for windows in indices]
-            tokens = int(sum(batch.loss_mask.sum() for batch in batches))
+            indices = epoch[progress.batch : progress.batch + plan.batches_of_step]
+            tokens = plan.tokens(indices)
             network.train()  # the caller may have evaluated since the last step
-            factor = learning_rate_factor(progress.step, plan.total_steps, settings.warmup_fraction, settings.schedule)
+            share = learning_rate_factor(progress.step, plan.total_steps, settings.warmup_fraction, settings.schedule)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_learning_rate"] * factor
+                group["lr"] = group["peak_learning_rate"] * share
+            # Where a step has fewer batches than processes, some take part with one that doesn't count.
+            own, counts = indices[world.rank :: world.size] or indices[:1], world.rank < len(indices)
             step_loss = torch.zeros((), device=device)
-            for batch in (batch.to(device) for batch in batches):
-                with autocast(device, precision):
-                    logits = network(input_ids=batch.ids, attention_mask=batch.attention_mask).logits
-                summed = loss_function(logits, batch)
-                scaler.scale(summed / max(1, tokens)).backward()
+            for number, batch in enumerate((load_batch(windows).to(device) for windows in own), start=1):
+                with world.accumulating(replica, last=number == len(own)):
+                    with autocast(device, precision):
+                        logits = replica(input_ids=batch.ids, attention_mask=batch.attention_mask).logits
+                    summed = loss_function(logits, batch) * counts
+                    # The average over the processes, times their number, is the sum over all tokens of the step.
+                    scaler.scale(summed * world.size / max(1, tokens)).backward()
                 step_loss += summed.detach()
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             since_last_look.extend(indices)
+            if look_each_step:
+                world.add_up(step_loss)
             what = _not_finite(step_loss, norm, scaler) if look_each_step else None
             skipped_in_a_row = skipped_in_a_row + 1 if what else 0
             if what is None:
@@ -212,9 +302,11 @@ def fit(
             if look_each_step:
                 since_last_look.clear()
             progress.step += 1
-            progress.batch += settings.accumulate_batches
+            progress.batch += plan.batches_of_step
             loss = None
             if (progress.step % _READ_LOSS_EVERY_STEPS == 0 or progress.step == plan.total_steps) and bool(running[1]):
+                if not look_each_step:
+                    world.add_up(running[:1])
                 loss = float(running[0] / running[1])
                 running.zero_()
                 if not math.isfinite(loss):

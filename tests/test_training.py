@@ -11,14 +11,23 @@ import pytest
 import torch
 
 from nertool.batches import Batch, training_batch
-from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, random_states, save_checkpoint
 from nertool.devices import choose_device, choose_precision, seed_everything
 from nertool.errors import NertoolError
 from nertool.inference import Runner, predict_sections, prepare
 from nertool.losses import binary_cross_entropy
 from nertool.model import NerModel, new_model
 from nertool.settings import ModelSettings, TrainSettings, WindowSettings
-from nertool.training import BatchPlan, NonFiniteError, fit, learning_rate_factor, make_optimizer, make_scaler
+from nertool.training import (
+    BatchPlan,
+    NonFiniteError,
+    find_tokens_per_batch,
+    fit,
+    learning_rate_factor,
+    make_optimizer,
+    make_scaler,
+    most_that_fits,
+)
 from nertool.window_cache import WindowCache, documents_of_windows
 from tests.conftest import make_corpus
 from tests.test_window_cache import build
@@ -26,6 +35,13 @@ from tests.test_window_cache import build
 CPU = torch.device("cpu")
 WINDOWS = WindowSettings(max_tokens=32, overlap_tokens=8)
 SETTINGS = TrainSettings(epochs=3, learning_rate=3e-3, tokens_per_batch=200, seed=7)
+
+
+def plan_of(cache: WindowCache, settings: TrainSettings, processes: int = 1) -> BatchPlan:
+    owned = cache.windows["owned_length"].astype(np.int64)
+    return BatchPlan(
+        cache.windows["length"].astype(np.int64) + 2, owned, settings, settings.tokens_per_batch, processes
+    )
 
 
 class Fitting:
@@ -42,7 +58,7 @@ class Fitting:
         self.model: NerModel = new_model(model_settings, WINDOWS, self.cache.scheme)
         self.optimizer = make_optimizer(self.model.network, settings)
         self.scaler = make_scaler(CPU, torch.float32)
-        self.plan = BatchPlan(self.cache.windows["length"].astype(np.int64) + 2, settings)
+        self.plan = plan_of(self.cache, settings)
         self.progress = Progress()
 
     def load(self, indices: np.ndarray) -> Batch:
@@ -56,6 +72,10 @@ class Fitting:
             self.model.network, self.optimizer, self.scaler, self.plan, self.load, loss, self.settings, self.progress,
             CPU, torch.float32,
         )  # fmt: skip
+
+    def save(self, folder: Path) -> Path:
+        states = [random_states(CPU)]
+        return save_checkpoint(folder, self.model.network, self.optimizer, self.scaler, self.progress, states)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.network.state_dict().items()}
@@ -94,7 +114,9 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, backbone: Path) -> Non
             if report.step == stop_after:
                 break
         folder = tmp_path / f"checkpoints-{stop_after}"
-        save_checkpoint(folder, first.model.network, first.optimizer, first.scaler, first.progress)
+        save_checkpoint(
+            folder, first.model.network, first.optimizer, first.scaler, first.progress, [random_states(CPU)]
+        )
         second = Fitting(tmp_path, backbone)
         torch.manual_seed(999)  # the state of the generator must come from the checkpoint
         second.progress = load_checkpoint(
@@ -139,7 +161,7 @@ def test_accumulated_batches_step_like_one_large_batch(tmp_path: Path, backbone:
     assert run.progress.step == 1
     split = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"epochs": 1, "tokens_per_batch": 200}), dropout=0.0)
     split.settings = split.settings.model_copy(update={"accumulate_batches": 1000})
-    split.plan = BatchPlan(split.cache.windows["length"].astype(np.int64) + 2, split.settings)
+    split.plan = plan_of(split.cache, split.settings)
     assert len(split.plan.batches(0)) > 1
     list(split.steps())
     assert split.progress.step == 1
@@ -251,7 +273,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     run = Fitting(tmp_path, backbone)
     steps = run.steps()
     next(steps)
-    first = save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+    first = save_checkpoint(
+        tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress, [random_states(CPU)]
+    )
     next(steps)
 
     def full(*_: Any) -> None:
@@ -259,7 +283,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 
     monkeypatch.setattr("nertool.checkpoints.write_json", full)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+        save_checkpoint(
+            tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress, [random_states(CPU)]
+        )
     assert latest_checkpoint(tmp_path / "c") == first
     assert [path.name for path in (tmp_path / "c").iterdir()] == [first.name]
 
@@ -267,7 +293,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 def test_older_checkpoints_go_and_no_pickle_is_written(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
     for report in run.steps():
-        save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+        save_checkpoint(
+            tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress, [random_states(CPU)]
+        )
         if report.step == 3:
             break
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-00000003"]
@@ -280,7 +308,9 @@ def test_a_second_save_after_one_step_never_leaves_no_checkpoint(
     run = Fitting(tmp_path, backbone)
 
     def save() -> Path:
-        return save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+        return save_checkpoint(
+            tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress, [random_states(CPU)]
+        )
 
     first = save()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -295,7 +325,9 @@ def test_a_second_save_after_one_step_never_leaves_no_checkpoint(
 
 def test_a_run_may_go_on_in_another_precision(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
-    path = save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+    path = save_checkpoint(
+        tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress, [random_states(CPU)]
+    )
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     load_checkpoint(path, run.model.network, run.optimizer, scaler)
     assert scaler.is_enabled()
@@ -303,7 +335,9 @@ def test_a_run_may_go_on_in_another_precision(tmp_path: Path, backbone: Path) ->
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
-    path = save_checkpoint(tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress)
+    path = save_checkpoint(
+        tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress, [random_states(CPU)]
+    )
     (path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(NertoolError, match="damaged"):
         load_checkpoint(path, run.model.network, run.optimizer, run.scaler)
@@ -314,7 +348,9 @@ def test_every_epoch_ends_with_an_evaluation_and_so_does_the_run(tmp_path: Path,
     plan = Fitting(tmp_path, backbone).plan
     assert plan.total_steps in plan.evaluation_steps()
     assert len(plan.evaluation_steps()) == SETTINGS.epochs
-    rare = BatchPlan(np.full(3, 5), SETTINGS.model_copy(update={"epochs": 1, "evaluations_per_epoch": 0.1}))
+    rare = BatchPlan(
+        np.full(3, 5), np.full(3, 3), SETTINGS.model_copy(update={"epochs": 1, "evaluations_per_epoch": 0.1})
+    )
     assert rare.evaluation_steps() == {rare.total_steps}
 
 
@@ -352,3 +388,30 @@ def test_windows_are_never_padded_to_the_tokenizers_maximum(tmp_path: Path, back
     handle.remove()
     assert max(widths) == prepared.windows.lengths.max() + 2 <= WINDOWS.max_tokens
     assert min(widths) < max(widths)
+
+
+def test_the_eval_split_is_scored_every_n_steps(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"evaluate_every_steps": 2}))
+    total = run.plan.total_steps
+    assert run.plan.evaluation_steps() == {*range(2, total + 1, 2), total}
+    every_thousand = Fitting(tmp_path, backbone, SETTINGS.model_copy(update={"evaluate_every_steps": 1000}))
+    assert every_thousand.plan.evaluation_steps() == {total}
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 2047, 2048, 3000, 100_000, 10**9])
+def test_the_batch_size_that_fits_is_found(limit: int) -> None:
+    tried: list[int] = []
+
+    def fits(tokens: int) -> bool:
+        tried.append(tokens)
+        return tokens <= limit
+
+    found = most_that_fits(fits, 2048, 2**17)
+    assert found == (0 if limit < 1 else min(2**17, 2 ** int(math.log2(limit))))
+    assert len(tried) <= 13
+    assert all(tokens <= 2**17 for tokens in tried)
+
+
+def test_on_a_cpu_the_automatic_batch_size_is_the_default(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    assert find_tokens_per_batch(run.model.network, 32, 4, CPU, torch.float32) == TrainSettings().tokens_per_batch

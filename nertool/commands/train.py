@@ -41,6 +41,8 @@ def train(
     }
     settings = settings_from(config, assignments, options)
     summary = run_train(train_data, eval_data, output, settings, resume=resume, force=force)
+    if summary is None:
+        return
     if json:
         print_json(summary)
     else:
@@ -54,7 +56,7 @@ def train(
 
 def run_train(
     train_data: Path, eval_data: Path, output: Path, settings: Any, *, resume: bool = False, force: bool = False
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Trains a model.
 
     Args:
@@ -66,23 +68,31 @@ def run_train(
         force: Remove an older run.
 
     Returns:
-        The summary that `--json` prints.
+        The summary that `--json` prints; None in all processes but the first, where there are several.
 
     Raises:
         NertoolError: If inputs are invalid or don't fit.
         InterruptedBySignalError: After saving, if a signal came in.
     """
+    from nertool.console import quiet
+    from nertool.distributed import join_world
     from nertool.files import exclusive
     from nertool.run_folder import check_run_folder
 
-    check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
-    with exclusive(output):
-        return _run_train(train_data, eval_data, output, settings, resume=resume, force=force)
+    with join_world() as world:
+        if world.rank:
+            with quiet():
+                _follow_train(eval_data, output, settings, world)
+            return None
+        check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
+        with exclusive(output):
+            return _lead_train(train_data, eval_data, output, settings, world, resume=resume, force=force)
 
 
-def _run_train(
-    train_data: Path, eval_data: Path, output: Path, settings: Any, *, resume: bool, force: bool
+def _lead_train(
+    train_data: Path, eval_data: Path, output: Path, settings: Any, world: Any, *, resume: bool, force: bool
 ) -> dict[str, Any]:
+    """What the first process does, which is all but for the shared work where there are others."""
     from nertool.cache_building import build_cache, scan
     from nertool.commands.cache import show_cache
     from nertool.console import progress, say
@@ -113,7 +123,9 @@ def _run_train(
     digests = {"train": train_scan.digest, "eval": eval_scan.digest}
     if open_run(output, settings, digests, resume=resume, force=force):
         say(f"{output} is finished already")
-        return summary_of(output)
+        summary = summary_of(output)
+        world.share({"summary": summary})
+        return summary
     write_rejected(reading, output / "rejected.jsonl")
     report_reading(reading)
     _report_labels(scheme.labels, train_scan.labels, eval_scan.labels)
@@ -135,7 +147,32 @@ def _run_train(
         "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
         "annotators": list(train_scan.annotators),
     }
-    return train_run(output, model, cache, eval_documents, settings, facts)
+    world.share({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest})
+    return train_run(output, model, cache, eval_documents, settings, facts, world)
+
+
+def _follow_train(eval_data: Path, output: Path, settings: Any, world: Any) -> None:
+    """What the other processes do: open what the first one made, and train with it."""
+    from nertool.cache_building import scan
+    from nertool.errors import InterruptedBySignalError, NertoolError
+    from nertool.formats import ReadReport
+    from nertool.labels import LabelScheme
+    from nertool.model import new_model
+    from nertool.runs import train_run
+    from nertool.sources import Source
+    from nertool.window_cache import open_cache
+
+    job: dict[str, Any] = world.share(None)
+    if "summary" in job:
+        return
+    model = new_model(settings.model, settings.windows, LabelScheme.from_json(job["scheme"]))
+    eval_documents = Source(eval_data, settings, ReadReport()).read_all()
+    if scan(eval_documents).digest != job["eval"]:
+        raise NertoolError(f"{eval_data} holds other documents here than for the first process", "use one file system")
+    try:
+        train_run(output, model, open_cache(Path(job["cache"])), eval_documents, settings, {}, world)
+    except InterruptedBySignalError as error:  # the first process says so
+        raise SystemExit(128 + error.signal_number) from error
 
 
 def _report_labels(labels: Iterable[str], train: Collection[str], evaluated: Collection[str]) -> None:

@@ -144,7 +144,11 @@ def run(arguments, name, seed, folder):
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(variant["average"])
     ) if "average" in variant else None  # fmt: skip
-    plan = BatchPlan(cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens, settings.train)
+    plan = BatchPlan(
+        cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens,
+        cache.windows["owned_length"].astype(np.int64), settings.train,
+        settings.train.tokens_per_batch,
+    )  # fmt: skip
     started = time.process_time()
     for _ in fit(
         network, optimizer, make_scaler(device, precision), plan,

@@ -67,7 +67,11 @@ def train(folder, eval_folder, model, labels, epochs):
     network = model.to(device)
     columns = channel_columns(built, model)
     set_prior_bias(model, built, columns)
-    plan = BatchPlan(built.windows["length"].astype(np.int64) + model.tokenizer.special_tokens, settings.train)
+    plan = BatchPlan(
+        built.windows["length"].astype(np.int64) + model.tokenizer.special_tokens,
+        built.windows["owned_length"].astype(np.int64), settings.train,
+        settings.train.tokens_per_batch,
+    )  # fmt: skip
     optimizer = make_optimizer(network, settings.train)
     runner = Runner(device, precision, settings.predict.tokens_per_batch)
     trained.update(model=model, settings=settings, runner=runner, eval=documents(eval_folder))
