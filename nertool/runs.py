@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ class Session:
         self._saved = now
         self.progress.metrics_lines = self.tracker.lines
         if states := self.world.gather(random_states(self.runner.device)):
-            self.checkpoint(states)
+            with self._saying_what_is_safe("checkpoint"):
+                self.checkpoint(states)
 
     def stop_or_save(self, stop: StopRequest) -> None:
         """Stops if a signal has come in; saves a checkpoint if a crash would cost more time than the settings allow.
@@ -138,6 +140,10 @@ class Session:
     def _keep_model(self, metrics: dict[str, Any]) -> None:
         if self.world.rank:
             return
+        with self._saying_what_is_safe("best model"):
+            self._write_model(metrics)
+
+    def _write_model(self, metrics: dict[str, Any]) -> None:
         partial = self.run / ".model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -146,6 +152,19 @@ class Session:
         save_model(self.model, partial, {"scores": scores, "backbone": self.settings.model.name, **facts})
         (partial / "README.md").write_text(model_card(self.model, metrics, self.settings, facts), encoding="utf-8")
         replace_folder(partial, self.run / "model")
+
+    @contextmanager
+    def _saying_what_is_safe(self, what: str) -> Iterator[None]:
+        """Turns a full or broken disk into a message that says what there is to go on from."""
+        try:
+            yield
+        except OSError as error:
+            found = latest_checkpoint(self.run / "checkpoints")
+            safe = f"the checkpoint {found} is intact" if found else "there is no checkpoint yet"
+            raise NertoolError(
+                f"the {what} of step {self.progress.step:,} can't be saved: {error.strerror or error}; {safe}",
+                "free some space, then the same command with --resume",
+            ) from error
 
 
 def train_run(

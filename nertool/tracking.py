@@ -1,10 +1,13 @@
 """What a training run writes down while it goes: `metrics.jsonl` and TensorBoard files."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
+from nertool.console import say
+from nertool.errors import NertoolError
 from nertool.files import write_atomic
 
 METRICS_FILE = "metrics.jsonl"
@@ -30,11 +33,17 @@ class Tracker:
         kept = path.read_bytes().splitlines(keepends=True)[:lines] if path.is_file() else []
         write_atomic(path, b"".join(kept))
         self.lines = len(kept)
-        self._file = path.open("ab")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, and can be switched off)
 
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+            try:
+                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+            except OSError as error:
+                raise NertoolError(
+                    f"{run / 'tensorboard'}: TensorBoard files can't be written there: {error.strerror or error}",
+                    "mend the folder, or --set train.tensorboard=false",
+                ) from error
+        self._file = path.open("ab")
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """Writes one line, and its numbers as TensorBoard scalars.
@@ -50,13 +59,19 @@ class Tracker:
         self._file.flush()
         self.lines += 1
         if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+            try:
+                for name, value in values.items():
+                    if isinstance(value, int | float) and not isinstance(value, bool):
+                        self._writer.add_scalar(f"{kind}/{name}", value, step)
+                self._writer.flush()
+            except OSError as error:  # all that it would show is in metrics.jsonl, too
+                say(f"warning: no more TensorBoard files: {error}; training goes on, see {METRICS_FILE}")
+                self._writer = None
 
     def close(self) -> None:
         """Closes the files."""
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()

@@ -1,0 +1,148 @@
+"""What breaks while a model is trained: kills, full disks, lost folders."""
+
+import itertools
+import json
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from nertool.tracking import Tracker
+from tests.cli_helpers import refuse, start, succeed
+from tests.conftest import make_corpus
+from tests.test_cli import SMALL, write_documents
+
+KILLS = 50
+
+
+@pytest.fixture
+def command(tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    documents = make_corpus(20)
+    train, evaluated = (write_documents(tmp_path / name, part) for name, part in
+                        (("train", documents[:14]), ("eval", documents[14:])))  # fmt: skip
+    return [
+        "train", "--train", str(train), "--eval", str(evaluated), "--model", str(backbone), *SMALL,
+        "--set", "train.learning_rate=0.003", "--set", "train.tokens_per_batch=256", "--set", "model.dropout=0.1",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_fifty_kills_in_training_evaluating_and_saving_change_nothing(command: list[str]) -> None:
+    """A checkpoint after every step and an evaluation after every third: kills hit all three."""
+    often = ["--set", "train.checkpoint_every_seconds=0", "--set", "train.evaluate_every_steps=3"]
+    long = [*command, *often, "--set", "train.epochs=400", "--set", "train.patience=10000"]
+    succeed(*long, "--output", "whole")
+    chance = random.Random(11)
+    states = []
+    for number in itertools.count():
+        process = start(*long, "--output", "cut", *(["--resume"] if number else []))
+        before = newest("cut")
+        while newest("cut") == before:  # it has trained a step since it was started
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        if number == KILLS:
+            break
+        time.sleep(chance.random() * 0.4)
+        process.kill()
+        process.communicate()
+        states.append((newest("cut"), sorted(path.name for path in Path("cut").rglob("*.partial"))))
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert len({step for step, _ in states}) > KILLS / 2  # they hit it at different steps
+    assert any(name.startswith(".step") for _, names in states for name in names)  # and while it was saving
+    for name in ("model/model.safetensors", "model/nertool.json"):
+        assert Path("whole", name).read_bytes() == Path("cut", name).read_bytes()
+    whole, cut = (read_metrics(name) for name in ("whole", "cut"))
+    assert whole == cut
+
+
+def newest(run: str) -> str:
+    return max((path.name for path in Path(run).glob("checkpoints/step-*")), default="")
+
+
+def read_metrics(run: str) -> list[dict[str, object]]:
+    """Returns what was evaluated; the losses of a resumed run are means over the steps since."""
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "eval"]
+
+
+def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(command: list[str], tmp_path: Path) -> None:
+    succeed(*command, "--output", "whole", "--set", "train.epochs=6", "--set", "train.tensorboard=false")
+    used = sum(file.stat().st_size for file in Path("whole").rglob("*") if file.is_file())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = used // 1024 + 40  # enough for what a run leaves, not for a second checkpoint beside the first
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        filling = [*command, "--output", str(disk / "run"), "--set", "train.epochs=6"]
+        filling += ["--set", "train.checkpoint_every_seconds=0", "--set", "train.tensorboard=false"]
+        message = refuse(*filling)
+        assert "can't be saved" in message and "No space left on device" in message
+        assert "checkpoints/step-00000001 is intact" in message and "--resume" in message
+        (saved,) = (disk / "run/checkpoints").iterdir()
+        assert saved.name == "step-00000001" and load_file(saved / "model.safetensors")
+        subprocess.run(["mount", "-o", f"remount,size={4 * size}k", str(disk)], check=True)
+        succeed(*filling, "--resume")
+        assert (disk / "run/model/model.safetensors").read_bytes() == Path("whole/model/model.safetensors").read_bytes()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_place_where_tensorboard_cannot_write_is_named(command: list[str]) -> None:
+    Path("run").mkdir()
+    succeed(*command, "--output", "run", "--set", "train.epochs=1")
+    state = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps({**state, "finished": False}))
+    shutil.rmtree("run/tensorboard")
+    Path("run/tensorboard").write_text("in the way")
+    message = refuse(*command, "--output", "run", "--set", "train.epochs=1", "--resume")
+    assert "run/tensorboard: TensorBoard files can't be written there" in message
+    assert "train.tensorboard=false" in message
+
+
+def test_training_goes_on_without_tensorboard_when_its_folder_dies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(tmp_path, lines=0, step=0, tensorboard=True)
+
+    def dead(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    tracker._writer.add_scalar = dead
+    for step in (1, 2, 3):
+        tracker.write(step, "train", {"loss": 0.5})
+    tracker.close()
+    assert capsys.readouterr().err.count("no more TensorBoard files") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_cache_that_vanished_is_missed_before_training_and_not_during_it(command: list[str]) -> None:
+    succeed("cache", "train", "cached", "--model", command[6], *SMALL)
+    from_cache = [*command[:2], "cached", *command[3:], "--output", "run", "--set", "train.epochs=300"]
+    process = start(*from_cache, "--set", "train.checkpoint_every_seconds=0", "--set", "train.patience=1000")
+    while not newest("run"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    shutil.rmtree("cached")  # its files stay mapped
+    first = newest("run")
+    while newest("run") == first:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    message = refuse(*from_cache, "--resume")
+    assert "cached does not exist" in message
+
+
+def test_a_cache_that_lost_a_file_is_named(command: list[str]) -> None:
+    succeed("cache", "train", "cached", "--model", command[6], *SMALL)
+    Path("cached/windows.bin").unlink()
+    message = refuse(*command[:2], "cached", *command[3:], "--output", "run")
+    assert "the cache cached is damaged: windows.bin" in message and "--force" in message
