@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nertool.distributed import World
+from nertool.distributed import ALONE, World
 from nertool.errors import NertoolError
 from nertool.files import publish_folder, read_json, write_json
 
@@ -115,7 +115,7 @@ def load_checkpoint(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: "torch.amp.GradScaler",
-    world: World = World(),  # noqa: B008 (it never changes)
+    world: World = ALONE,
 ) -> Progress:
     """Restores a run's state in place.
 

@@ -80,17 +80,21 @@ class World:
         return value
 
 
+ALONE = World()
+
+
 @contextmanager
 def join_world() -> Iterator[World]:
     """Gives this process's place among those that `torchrun` started; alone where it didn't."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield ALONE
         return
-    on_gpus = torch.cuda.is_available()
-    if on_gpus:
+    backend = "gloo"
+    if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
+        backend = "cpu:gloo,cuda:nccl"  # by where the tensors are: `--device cpu` may be wanted all the same
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield World(dist.get_rank(), size, dist.new_group(timeout=_PATIENCE, backend="gloo"))
         dist.barrier()

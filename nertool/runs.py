@@ -17,7 +17,7 @@ from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, ra
 from nertool.console import Advance, say
 from nertool.console import progress as show_progress
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
-from nertool.distributed import World, local_rank
+from nertool.distributed import ALONE, World, local_rank
 from nertool.documents import Document, Section
 from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
@@ -174,7 +174,7 @@ def train_run(
     eval_documents: Sequence[Document],
     settings: Settings,
     facts: dict[str, Any],
-    world: World = World(),  # noqa: B008 (it never changes)
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Trains a model, or goes on training it; `run/model` is the best one at every moment.
 
@@ -198,6 +198,8 @@ def train_run(
     precision = choose_precision(settings.train.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
+    elif device.type == "cuda" and precision != torch.float32:
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     network = model.to(device)
     optimizer = make_optimizer(network, settings.train)
     scaler = make_scaler(device, precision)
@@ -334,7 +336,7 @@ def _follow(steps: Iterable[StepReport], session: Session, advance: Advance, sto
     return False
 
 
-def prepare_eval(documents: Sequence[Document], model: NerModel, world: World = World()) -> EvalSplit:  # noqa: B008
+def prepare_eval(documents: Sequence[Document], model: NerModel, world: World = ALONE) -> EvalSplit:
     """Tokenises the eval split, or this process's share of it."""
     numbered = [(i, section) for i, document in enumerate(documents) for section in document.sections]
     sections = tuple(section for _, section in numbered)
@@ -346,7 +348,7 @@ def evaluate_split(
     split: EvalSplit,
     runner: Runner,
     settings: Settings,
-    world: World = World(),  # noqa: B008 (it never changes)
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Predicts the eval split and scores it; returns what `evaluate --json` prints, without confidence intervals."""
     shares = world.gather(predict_sections(model, split.prepared, runner))

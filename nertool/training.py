@@ -13,7 +13,7 @@ from torch import Tensor
 from nertool.batches import Batch, epoch_batches
 from nertool.checkpoints import Progress
 from nertool.devices import autocast
-from nertool.distributed import World
+from nertool.distributed import ALONE, World
 from nertool.errors import NertoolError
 from nertool.settings import TrainSettings
 
@@ -236,7 +236,7 @@ def fit(  # noqa: PLR0915 (the loop is one piece)
     progress: Progress,
     device: torch.device,
     precision: torch.dtype,
-    world: World = World(),  # noqa: B008 (it never changes)
+    world: World = ALONE,
 ) -> Iterator[StepReport]:
     """Trains; yields after every optimizer step. The caller logs, evaluates, saves and stops.
 
