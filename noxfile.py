@@ -77,7 +77,7 @@ def kazu(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measurements: `grounding CORPUS…` beside KAZU's own code, `asking` against a stub, `ablations` of the recipe."""
+    """Measurements: `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `gpu`; each tells what it wants."""
     if not session.posargs:
         session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")
     name, *arguments = session.posargs

@@ -12,8 +12,10 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -76,6 +78,7 @@ VARIANTS = {
     "batches of 4,096": {"train": {"tokens_per_batch": 4096}},
     "batches of 1,024": {"train": {"tokens_per_batch": 1024}},
     "fp32": {"train": {"precision": "fp32"}},
+    "torch's own attention and dropout": {"kernels": False},
     "layer-wise decay 0.8": {"layer_decay": 0.8},
     "label smoothing 0.02": {"smoothing": 0.02},
     "positive weights": {"weights": True},
@@ -129,7 +132,8 @@ def run(arguments, name, seed, folder):
     )  # fmt: skip
     device = torch.device("cpu")
     precision = choose_precision(settings.train.precision, device)
-    network = model.to(device)
+    with mock.patch("nertool.cpu_kernels.use_cpu_kernels") if not variant.get("kernels", True) else nullcontext():
+        network = model.to(device)
     columns = channel_columns(cache, model)
     if variant.get("prior", True):
         set_prior_bias(model, cache, columns)
