@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +21,18 @@ import zstandard
 from nertool.document_parsing import parse_document
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError
-from nertool.files import check_output, exclusive, partial_path, read_json, replace_folder, write_json, write_manifest
+from nertool.files import (
+    MANIFEST_NAME,
+    check_output,
+    exclusive,
+    partial_path,
+    read_json,
+    recover_folder,
+    replace_folder,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
 from nertool.labels import LabelScheme, make_scheme
 from nertool.provenance import annotators
 from nertool.representation import Representation, represent
@@ -183,6 +194,7 @@ def build_cache(
         "begin_channels": begin,
         **windows.model_dump(),
     }
+    recover_folder(path)
     if is_cache(path):
         different = _differences(path, made_by, documents, force=force)
         if not different:
@@ -214,6 +226,8 @@ def _build(
         _id_dtype(tokenizer),
     )
     partial = partial_path(path)
+    if _is_finished(partial) and not _differences(partial, made_by, documents, force=True):
+        return _publish(partial, path)
     journal = _resume(partial, made_by)
     lines, chunks = _unchanged(journal, _chunks(documents()))
     _truncate(partial, lines)
@@ -238,6 +252,17 @@ def _build(
             tokens += line["counts"]["tokens"]
             on_documents(done)
     _finish(partial, made_by, lines, encoder)
+    return _publish(partial, path)
+
+
+def _is_finished(partial: Path) -> bool:
+    """Says whether a cache lacks nothing but its place."""
+    return is_cache(partial) and not (partial / _BEGUN).exists()
+
+
+def _publish(partial: Path, path: Path) -> WindowCache:
+    for name in (_BEGUN, _JOURNAL, _LOCAL_TARGETS, MANIFEST_NAME):  # in this order: see `_is_finished`
+        (partial / name).unlink(missing_ok=True)
     write_manifest(partial, "cache")
     replace_folder(partial, path)
     return open_cache(path)
@@ -281,8 +306,6 @@ def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]],
             "representation": total.to_json(),
         },
     )  # fmt: skip
-    for name in (_BEGUN, _JOURNAL, _LOCAL_TARGETS):
-        (partial / name).unlink()
 
 
 def _differences(
@@ -354,8 +377,11 @@ def _resume(partial: Path, made_by: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the journal of a half-built cache; starts afresh if something else began it."""
     begun, journal = partial / _BEGUN, partial / _JOURNAL
     if begun.is_file() and journal.is_file() and read_json(begun) == made_by:
-        whole = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        lines = [orjson.loads(line) for line in whole]
+        lines = []
+        with suppress(orjson.JSONDecodeError):  # from the first damaged line on nothing is vouched for
+            for line in journal.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    lines.append(orjson.loads(line))
         sizes = lines[-1]["bytes"] if lines else [0] * len(_GROWING_FILES)
         files = [partial / name for name in _GROWING_FILES]
         if all(file.is_file() and file.stat().st_size >= size for file, size in zip(files, sizes, strict=True)):
@@ -380,7 +406,7 @@ def _unchanged(lines: list[dict[str, Any]], chunks: Iterator[_Chunk]) -> tuple[l
 def _truncate(partial: Path, lines: list[dict[str, Any]]) -> None:
     """Cuts the files of a half-built cache to what these lines of the journal vouch for."""
     sizes = lines[-1]["bytes"] if lines else [0] * len(_GROWING_FILES)
-    (partial / _JOURNAL).write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    write_atomic(partial / _JOURNAL, b"".join(orjson.dumps(line) + b"\n" for line in lines))
     for name, size in zip(_GROWING_FILES, sizes, strict=True):
         os.truncate(partial / name, size)
 

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ATTENTION = "nertool_cpu"
+_FAMILIES = {"bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta"}
 # Beyond that, the matrices of weights would take gigabytes; torch's kernel needs none.
 _LONGEST_WINDOW = 1024
 
 
 def use_cpu_kernels(network: "PreTrainedModel") -> None:
-    """Replaces a network's attention and dropout, if it has those that are replaced here; its weights stay as they are.
+    """Replaces a network's dropout and, if it is of a family for which that is tested, its attention.
 
-    Models that compute their attention in a way of their own (DeBERTa) keep it.
+    Others may have attention of their own (DeBERTa), look back only (GPT) or add to scores (T5): they keep torch's.
     """
-    if network.config._attn_implementation == "sdpa":
+    if network.config.model_type in _FAMILIES and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(_ATTENTION)
     for module in network.modules():
         for name, child in module.named_children():

@@ -20,13 +20,20 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
 
     Args:
         name: The setting.
-        index: Which of several GPUs, where the name doesn't say.
+        index: Which of several GPUs this process shall have, where several train together.
 
     Raises:
         NertoolError: If there is no such device.
     """
-    if name in ("auto", "cuda") and index is not None and torch.cuda.is_available():
+    if index is not None and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        if index >= torch.cuda.device_count():
+            raise NertoolError(
+                f"process {index} has no GPU of its own: there are {torch.cuda.device_count()}",
+                "torchrun --nproc-per-node with as many as there are GPUs, or --device cpu",
+            )
         return torch.device("cuda", index)
+    if index is not None and name.startswith("cuda:"):
+        raise NertoolError(f"{name} is one GPU, but several processes train", "--device cuda gives each its own")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

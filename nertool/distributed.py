@@ -86,12 +86,12 @@ ALONE = World()
 @contextmanager
 def join_world() -> Iterator[World]:
     """Gives this process's place among those that `torchrun` started; alone where it didn't."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     if size == 1:
         yield ALONE
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"  # by where the tensors are: `--device cpu` may be wanted all the same
     dist.init_process_group(backend, timeout=_PATIENCE)

@@ -167,7 +167,7 @@ class Session:
             ) from error
 
 
-def train_run(
+def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it needs it)
     run: Path,
     model: NerModel,
     cache: WindowCache,
@@ -205,9 +205,11 @@ def train_run(
     scaler = make_scaler(device, precision)
     columns = channel_columns(cache, model)
     checkpoints = run / "checkpoints"
-    recover_folder(run / "model")
-    if found := latest_checkpoint(checkpoints):
-        progress = load_checkpoint(found, network, optimizer, scaler, world)
+    if world.rank == 0:
+        recover_folder(run / "model")
+    newest = world.share(str(latest_checkpoint(checkpoints) or ""))
+    if newest:
+        progress = load_checkpoint(Path(newest), network, optimizer, scaler, world)
     else:
         progress = Progress()
         set_prior_bias(model, cache, columns)
@@ -220,7 +222,7 @@ def train_run(
     )
     owned = cache.windows["owned_length"].astype(np.int64)
     plan = BatchPlan(lengths, owned, settings.train, progress.tokens_per_batch, world.size)
-    if found:
+    if newest:
         say(f"resuming at step {progress.step:,} of {plan.total_steps:,}")
     summary: dict[str, Any] = {
         "model": str(run / "model"),
@@ -238,7 +240,7 @@ def train_run(
         step=progress.step,
         tensorboard=settings.train.tensorboard,
     )
-    with stop_request() as stop, show_progress("training", plan.total_steps, "steps") as advance:
+    with stop_request(once=world.size == 1) as stop, show_progress("training", plan.total_steps, "steps") as advance:
         session = Session(
             run,
             settings,
@@ -273,9 +275,12 @@ def train_run(
         try:
             stopped_early = session.evaluate_if_due() or _follow(steps, session, advance, stop)
         except NonFiniteError as error:
+            if world.rank:
+                raise SystemExit(2) from error  # the first process says so
             raise NertoolError(*_explain(error, cache, model)) from error
         except StopRequestedError as error:
             session.save()
+            world.largest(0)  # torchrun ends all when one has ended: none before the checkpoint is whole
             saved = f"saved at step {progress.step:,}; the same command with --resume goes on from there"
             raise InterruptedBySignalError(error.signal_number, saved) from error
         finally:
@@ -298,7 +303,7 @@ def _tokens_per_batch(
     """Returns how many tokens a batch has, by the settings or by the memory; the same in all processes."""
     if settings.train.tokens_per_batch != "auto":
         return settings.train.tokens_per_batch
-    found = find_tokens_per_batch(model.network, longest, model.scheme.channels, device, precision)
+    found = find_tokens_per_batch(model.network, longest, model.scheme.channels, device, precision, world.size)
     (least,) = world.largest(-found)
     say(f"{-least:,} tokens per batch")
     return -least

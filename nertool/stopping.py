@@ -26,13 +26,18 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Catches SIGINT and SIGTERM; a second one of them acts as usual."""
+def stop_request(*, once: bool = True) -> Iterator[StopRequest]:
+    """Catches SIGINT and SIGTERM.
+
+    Args:
+        once: Whether a second one acts as usual. Not so where `torchrun` passes on a signal that has come already.
+    """
     request = StopRequest()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         request.signal_number = number
-        restore()
+        if once:
+            restore()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -109,7 +109,12 @@ class BatchPlan:
 
 
 def find_tokens_per_batch(
-    network: torch.nn.Module, longest: int, channels: int, device: torch.device, precision: torch.dtype
+    network: torch.nn.Module,
+    longest: int,
+    channels: int,
+    device: torch.device,
+    precision: torch.dtype,
+    processes: int = 1,
 ) -> int:
     """Returns the most tokens per batch, in powers of two, that a GPU's memory holds; elsewhere 2,048.
 
@@ -119,14 +124,17 @@ def find_tokens_per_batch(
         channels: How many channels it has.
         device: Where it is.
         precision: The autocast precision.
+        processes: How many train together; several keep their gradients twice.
 
     Raises:
         NertoolError: If not even one window fits.
     """
     if device.type != "cuda":
         return _TOKENS_PER_BATCH
-    # AdamW's two moments are made in the first step only.
-    moments = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(2)]
+    # AdamW's two moments, and copies of gradients that are exchanged, are made in the first step only.
+    copies = 2 if processes == 1 else 3
+    reserved = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(copies)]
+    network.train()
 
     def fits(tokens: int) -> bool:
         shape = (max(1, tokens // longest), longest)
@@ -144,7 +152,7 @@ def find_tokens_per_batch(
         return True
 
     found = most_that_fits(fits, _TOKENS_PER_BATCH, _MOST_TOKENS_PER_BATCH)
-    del moments
+    del reserved
     torch.cuda.empty_cache()
     if found == 0:
         raise NertoolError(

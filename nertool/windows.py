@@ -11,7 +11,7 @@ length, and nothing is padded here.
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+
+_CHARACTERS_AT_ONCE = 1_000_000
 
 # Combining marks belong to the word of the letter before them; str.isalnum() says no for them.
 _MARKS = frozenset(chr(code) for code in range(0x300, 0x370))
@@ -143,7 +145,35 @@ def take_texts_literally(backend: "Tokenizer") -> None:
 
 def tokenize(backend: "Tokenizer", texts: Sequence[str]) -> Tokens:
     """Tokenises whole sections, however long, without special tokens."""
-    encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    parts = [_tokenize(backend, group) for group in _groups(texts)]
+    if len(parts) == 1:
+        return parts[0]
+    lengths = np.concatenate([np.diff(part.section_bounds) for part in parts])
+    return Tokens(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.ends for part in parts]),
+        np.concatenate([part.word_starts for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+    )
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Divides texts into groups of about a million characters, so that memory doesn't grow with all of them."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group or not texts:
+        yield group
+
+
+def _tokenize(backend: "Tokenizer", texts: list[str]) -> Tokens:
+    encodings = backend.encode_batch(texts, add_special_tokens=False)
     lengths = [len(encoding) for encoding in encodings]
     bounds = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(lengths, out=bounds[1:])
@@ -206,9 +236,9 @@ def _trim(codes: npt.NDArray[np.uint32], offsets: npt.NDArray[np.int64]) -> tupl
     starts, ends = np.maximum.accumulate(offsets, axis=0).T
     blank = _is_blank(codes)
     # For each position the first one from there on that isn't blank; likewise backwards.
-    positions = np.arange(len(codes))
-    next_solid = np.minimum.accumulate(np.where(blank, len(codes), positions)[::-1])[::-1]
-    solid_end = np.maximum.accumulate(np.append(0, np.where(blank, 0, positions + 1)))
+    positions = np.arange(len(codes), dtype=np.int32)
+    next_solid = np.minimum.accumulate(np.where(blank, np.int32(len(codes)), positions)[::-1])[::-1]
+    solid_end = np.maximum.accumulate(np.append(np.int32(0), np.where(blank, np.int32(0), positions + np.int32(1))))
     trimmed = np.minimum(next_solid[starts], ends)
     only_blank = trimmed >= ends
     new_starts = np.where(only_blank, starts, trimmed)

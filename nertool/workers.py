@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, Self, TypeVar
@@ -54,7 +55,8 @@ class WorkerPool:
         try:
             while True:
                 while len(running) < self._workers + 1 and (item := next(remaining, None)) is not None:
-                    running.append(self._executor.submit(work, item))
+                    with _without_ctrl_c():  # which new processes inherit: they would show it as errors of theirs
+                        running.append(self._executor.submit(work, item))
                 if not running:
                     return
                 yield running.popleft().result()
@@ -65,8 +67,21 @@ class WorkerPool:
             ) from error
 
 
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Ignores SIGINT for a moment; it reaches the whole group of processes, and the parent decides what it means."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare(*arguments)

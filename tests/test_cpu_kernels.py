@@ -124,5 +124,51 @@ def test_models_with_attention_of_their_own_keep_it():
     )  # fmt: skip
     network = DebertaV2ForTokenClassification(config)
     use_cpu_kernels(network)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert network(input_ids=torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    assert network.config._attn_implementation == "eager"
+
+
+def families():
+    from transformers import (
+        DistilBertConfig,
+        DistilBertForTokenClassification,
+        ElectraConfig,
+        ElectraForTokenClassification,
+        GPT2Config,
+        GPT2ForTokenClassification,
+        ModernBertConfig,
+        ModernBertForTokenClassification,
+        RobertaConfig,
+        RobertaForTokenClassification,
+        T5Config,
+        T5ForTokenClassification,
+    )
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    yield ElectraForTokenClassification(ElectraConfig(vocab_size=60, embedding_size=32, **size))
+    yield RobertaForTokenClassification(RobertaConfig(vocab_size=60, **size))
+    yield DistilBertForTokenClassification(
+        DistilBertConfig(vocab_size=60, dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+    )
+    yield ModernBertForTokenClassification(ModernBertConfig(vocab_size=60, pad_token_id=0, local_attention=8, **size))
+    yield GPT2ForTokenClassification(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, pad_token_id=0))
+    yield T5ForTokenClassification(T5Config(vocab_size=60, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("number", range(6))
+def test_families_of_models_give_what_they_give_with_torchs_attention(number, padded):
+    """Causal ones and those that add a bias to the scores keep it."""
+    torch.manual_seed(1)
+    network = list(families())[number].eval()
+    with torch.no_grad():
+        for parameter in network.parameters():  # wide enough for attention to matter
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    ids = torch.randint(3, 60, (2, 24))
+    mask = (torch.arange(24) < torch.tensor([24, 15 if padded else 24])[:, None]).long()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(input_ids=ids, attention_mask=mask).logits.float()
+        use_cpu_kernels(network)
+        found = network(input_ids=ids, attention_mask=mask).logits.float()
+    assert (network.config._attn_implementation == "nertool_cpu") == (number < 4)
+    real = mask.bool()
+    assert (found - expected)[real].abs().max() <= 0.05 * expected[real].abs().max()

@@ -348,9 +348,8 @@ def test_every_epoch_ends_with_an_evaluation_and_so_does_the_run(tmp_path: Path,
     plan = Fitting(tmp_path, backbone).plan
     assert plan.total_steps in plan.evaluation_steps()
     assert len(plan.evaluation_steps()) == SETTINGS.epochs
-    rare = BatchPlan(
-        np.full(3, 5), np.full(3, 3), SETTINGS.model_copy(update={"epochs": 1, "evaluations_per_epoch": 0.1})
-    )
+    settings = SETTINGS.model_copy(update={"epochs": 1, "evaluations_per_epoch": 0.1})
+    rare = BatchPlan(np.full(3, 5), np.full(3, 3), settings, settings.tokens_per_batch)
     assert rare.evaluation_steps() == {rare.total_steps}
 
 

@@ -209,6 +209,56 @@ def test_documents_that_changed_after_a_kill_are_encoded_anew(
         shutil.copytree(tmp_path / "kept", tmp_path / ".cut.partial")
 
 
+@pytest.mark.parametrize("where", ["_publish", "write_manifest", "replace_folder"])
+def test_a_kill_at_the_very_end_costs_nothing(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    documents = make_corpus(6)
+    whole = contents(build(tmp_path / "whole", documents, tokenizer).path)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_building, where, killed)
+        build(tmp_path / "cut", documents, tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_building._Encoder, "encode", None)  # would fail if anything were encoded again
+        assert contents(build(tmp_path / "cut", documents, tokenizer).path) == whole
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_building, where, killed)
+        build(tmp_path / "other", documents, tokenizer)
+    fewer = build(tmp_path / "other", documents[:5], tokenizer)
+    assert fewer.info["counts"]["documents"] == 5
+
+
+def test_a_replacement_that_was_cut_in_two_is_undone(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
+    documents = make_corpus(4)
+    whole = contents(build(tmp_path / "cache", documents, tokenizer).path)
+    (tmp_path / "cache").rename(tmp_path / ".cache.old")
+    assert contents(build(tmp_path / "cache", documents, tokenizer).path) == whole
+    assert not (tmp_path / ".cache.old").exists()
+
+
+def test_a_damaged_line_of_the_journal_ends_what_is_vouched_for(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = make_corpus(12)
+    monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 4)
+    whole = contents(build(tmp_path / "whole", documents, tokenizer).path)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_building, "_finish", killed)
+        build(tmp_path / "cut", documents, tokenizer)
+    journal = tmp_path / ".cut.partial/journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + b"{broken\n" + lines[2])
+    assert contents(build(tmp_path / "cut", documents, tokenizer).path) == whole
+
+
 def test_workers_make_the_same_bytes(
     tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

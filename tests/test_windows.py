@@ -1,6 +1,7 @@
 """Tokens and windows."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -106,3 +107,17 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(NertoolError, match="not a fast one"):
         SectionTokenizer.wrap(Slow(), "some-model")  # type: ignore[arg-type]
+
+
+@given(TEXTS, st.integers(1, 100))
+@settings(max_examples=100, deadline=None)
+def test_groups_of_texts_give_the_same_tokens_as_all_at_once(
+    tokenizer: SectionTokenizer, texts: list[str], size: int
+) -> None:
+    whole = tokenizer.tokenize(texts)
+    with mock.patch("nertool.windows._CHARACTERS_AT_ONCE", size):
+        parts = tokenizer.tokenize(texts)
+    for name in ("ids", "starts", "ends", "word_starts", "section_bounds"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+        assert getattr(parts, name).dtype == getattr(whole, name).dtype
+    assert len(tokenizer.tokenize([]).section_bounds) == 1

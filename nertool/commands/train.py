@@ -1,6 +1,6 @@
 """`nertool train`: documents or a cache into a model."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,15 +84,35 @@ def run_train(
             with quiet():
                 _follow_train(eval_data, output, settings, world)
             return None
-        check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
-        with exclusive(output):
-            return _lead_train(train_data, eval_data, output, settings, world, resume=resume, force=force)
+        told = False
+
+        def tell(job: dict[str, Any]) -> None:
+            nonlocal told
+            told = True
+            world.share(job)
+
+        try:
+            check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
+            with exclusive(output):
+                return _lead_train(train_data, eval_data, output, settings, world, tell, resume=resume, force=force)
+        except BaseException:
+            if not told:
+                tell({"failed": True})
+            raise
 
 
 def _lead_train(
-    train_data: Path, eval_data: Path, output: Path, settings: Any, world: Any, *, resume: bool, force: bool
+    train_data: Path,
+    eval_data: Path,
+    output: Path,
+    settings: Any,
+    world: Any,
+    tell: Callable[[dict[str, Any]], None],
+    *,
+    resume: bool,
+    force: bool,
 ) -> dict[str, Any]:
-    """What the first process does, which is all but for the shared work where there are others."""
+    """What the first process does, which is all but for the shared work where there are others; it tells them of it."""
     from nertool.cache_building import build_cache, scan
     from nertool.commands.cache import show_cache
     from nertool.console import progress, say
@@ -124,7 +144,7 @@ def _lead_train(
     if open_run(output, settings, digests, resume=resume, force=force):
         say(f"{output} is finished already")
         summary = summary_of(output)
-        world.share({"summary": summary})
+        tell({"finished": True})
         return summary
     write_rejected(reading, output / "rejected.jsonl")
     report_reading(reading)
@@ -147,7 +167,7 @@ def _lead_train(
         "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
         "annotators": list(train_scan.annotators),
     }
-    world.share({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest})
+    tell({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest})
     return train_run(output, model, cache, eval_documents, settings, facts, world)
 
 
@@ -163,7 +183,9 @@ def _follow_train(eval_data: Path, output: Path, settings: Any, world: Any) -> N
     from nertool.window_cache import open_cache
 
     job: dict[str, Any] = world.share(None)
-    if "summary" in job:
+    if "failed" in job:
+        raise SystemExit(2)  # the first process says why
+    if "finished" in job:
         return
     model = new_model(settings.model, settings.windows, LabelScheme.from_json(job["scheme"]))
     eval_documents = Source(eval_data, settings, ReadReport()).read_all()
