@@ -75,3 +75,29 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.3, 0.8])
+def test_ctrl_c_is_the_parents_business(delay: float) -> None:
+    """A terminal sends it to the whole group, at times while workers are still starting."""
+    script = (
+        "from nertool.workers import WorkerPool; from tests.test_workers import prepare, work\n"
+        "import itertools, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
+        "if __name__ == '__main__':\n"
+        "    with WorkerPool(2, prepare, (1,)) as pool:\n"
+        "        print('begun', flush=True)\n"
+        "        for _ in pool.map_in_order(work, itertools.repeat(1)): pass\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline()
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert stderr.count("Traceback") == 1 and "KeyboardInterrupt" in stderr
