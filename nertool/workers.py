@@ -55,7 +55,7 @@ class WorkerPool:
         try:
             while True:
                 while len(running) < self._workers + 1 and (item := next(remaining, None)) is not None:
-                    with _without_ctrl_c():  # which new processes inherit: they would show it as errors of theirs
+                    with _holding_ctrl_c():
                         running.append(self._executor.submit(work, item))
                 if not running:
                     return
@@ -68,16 +68,19 @@ class WorkerPool:
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Ignores SIGINT for a moment; it reaches the whole group of processes, and the parent decides what it means."""
-    if threading.current_thread() is not threading.main_thread():
+def _holding_ctrl_c() -> Iterator[None]:
+    """Holds SIGINT back until the end; processes that are started meanwhile never get it.
+
+    It reaches the whole group of processes, but what it means is the parent's business.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:

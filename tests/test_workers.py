@@ -99,5 +99,8 @@ def test_ctrl_c_is_the_parents_business(delay: float) -> None:
         assert process.stdout and process.stdout.readline()
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        try:
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
     assert stderr.count("Traceback") == 1 and "KeyboardInterrupt" in stderr
