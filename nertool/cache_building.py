@@ -99,7 +99,7 @@ class _Encoder:
 
     Args:
         backend: The tokenizer.
-        labels: The classes to learn, or None for all that occur.
+        labels: The classes to learn; none means all that occur.
         begin: Whether there are begin channels.
         max_tokens: Longest window without special tokens.
         overlap_tokens: How many tokens neighbouring windows share.
@@ -107,7 +107,7 @@ class _Encoder:
     """
 
     backend: "Tokenizer"
-    labels: tuple[str, ...] | None
+    labels: tuple[str, ...]
     begin: bool
     max_tokens: int
     overlap_tokens: int
@@ -219,7 +219,7 @@ def _build(
 ) -> WindowCache:
     encoder = _Encoder(
         tokenizer.tokenizer.backend_tokenizer,
-        tuple(made_by["labels"]) or None,
+        tuple(made_by["labels"]),
         made_by["begin_channels"],
         made_by["max_tokens"] - tokenizer.special_tokens,
         made_by["overlap_tokens"],

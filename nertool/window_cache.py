@@ -26,7 +26,6 @@ from nertool.windows import SectionTokenizer
 
 CACHE_FILE = "cache.json"
 FORMAT_VERSION = 2
-DATA_FILES = ("tokens.bin", "targets.bin", "windows.bin", "documents.jsonl.zst")
 WINDOW_DTYPE = np.dtype([("start", "<i8"), ("length", "<u4"), ("owned_start", "<u4"), ("owned_length", "<u4")])
 
 
