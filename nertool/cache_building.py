@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import zstandard
 
@@ -287,7 +288,7 @@ def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]],
             own = LabelScheme(tuple(line["classes"]), scheme.begin)
             rows = line["counts"]["tokens"]
             width = target_bytes(own)
-            packed = np.frombuffer(local.read(rows * width), np.uint8).reshape(rows, width)
+            packed: npt.NDArray[np.uint8] = np.frombuffer(local.read(rows * width), np.uint8).reshape(rows, width)
             if own != scheme:
                 bits = np.unpackbits(packed, axis=1, count=own.channels + 1)
                 spread = np.zeros((rows, scheme.channels + 1), np.uint8)

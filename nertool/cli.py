@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nertool import __version__
-from nertool.commands import annotate, cache, convert, demo, evaluate, predict, split, train
+from nertool.commands import annotate, cache, convert, demo, evaluate, ls_sync, predict, split, train
 
 app = typer.Typer(
     name="nertool",
@@ -40,6 +40,7 @@ for _command in (
     predict.predict,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(ls_sync.ls_sync)
 
 
 def main() -> None:

@@ -249,13 +249,17 @@ def growing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keeps every other command from making or changing the output `path` meanwhile.
+
+    Args:
+        path: The output.
+        wait_seconds: How long to wait for another one that is at it.
 
     Raises:
         NertoolError: If another one is at it.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=wait_seconds)
     try:
         lock.acquire()
     except Timeout as error:

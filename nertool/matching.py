@@ -141,7 +141,7 @@ def _first_spans(spans: list[Spans]) -> tuple[Integers, NDArray[np.bool_]]:
     """Returns start and end of each entity's first span, `(n, 2)`, and whether it has others, `(n,)`."""
     try:
         firsts = [span for (span,) in spans]  # in most corpora all have one
-        several = np.zeros(len(spans), np.bool_)
+        several: NDArray[np.bool_] = np.zeros(len(spans), np.bool_)
     except ValueError:
         firsts = [first for first, *_ in spans]
         several = np.array([len(parts) > 1 for parts in spans])

@@ -7,6 +7,7 @@ from typing import Any
 from nertool.documents import Document
 
 _KEY = "nertool_annotation"
+_REVIEW_KEY = "nertool_review"
 
 
 def with_provenance(document: Document, facts: dict[str, Any]) -> Document:
@@ -15,18 +16,34 @@ def with_provenance(document: Document, facts: dict[str, Any]) -> Document:
     return replace(document, extra={**document.extra, "metadata": metadata})
 
 
+def with_review(document: Document, sections: dict[str, int], people: list[str]) -> Document:
+    """Notes that people looked at a document: how many sections have which status, and who they are."""
+    metadata = {**document.extra.get("metadata", {}), _REVIEW_KEY: {"sections": sections, "people": people}}
+    return replace(document, extra={**document.extra, "metadata": metadata})
+
+
 def without_provenance(document: Document) -> Document:
-    """Forgets how a document was annotated, for one whose entities are replaced."""
+    """Forgets how a document was annotated and reviewed, for one whose entities are replaced."""
     metadata = document.extra.get("metadata", {})
-    if _KEY not in metadata:
+    if _KEY not in metadata and _REVIEW_KEY not in metadata:
         return document
-    kept = {name: value for name, value in metadata.items() if name != _KEY}
+    kept = {name: value for name, value in metadata.items() if name not in (_KEY, _REVIEW_KEY)}
     return replace(document, extra={**document.extra, "metadata": kept})
 
 
 def annotators(document: Document) -> Iterator[str]:
     """Yields who annotated a document, in words: LLMs, or else the namespaces of its entities."""
-    facts = document.extra.get("metadata", {}).get(_KEY)
+    metadata = document.extra.get("metadata", {})
+    review = metadata.get(_REVIEW_KEY)
+    if isinstance(review, dict) and review.get("people"):
+        yield (
+            f"{len(review['people'])} people in Label Studio"
+            if len(review["people"]) > 1
+            else "a person in Label Studio"
+        )
+        if not set(review.get("sections", ())) - {"corrected", "confirmed", "annotated"}:
+            return  # they have seen all of it
+    facts = metadata.get(_KEY)
     if isinstance(facts, dict) and isinstance(facts.get("models"), list) and facts["models"]:
         prompts = facts.get("prompts") or []
         prompt = f" with prompt {', '.join(map(str, prompts))}" if prompts else ""

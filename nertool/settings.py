@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -24,6 +25,16 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+def _sendable(key: SecretStr | None) -> SecretStr | None:
+    """Refuses what no header can hold: the exceptions of some clients would show it."""
+    if key is None:
+        return None
+    plain = key.get_secret_value().strip()  # of the line end that `$(cat key)` and files bring
+    if not plain.isascii() or not plain.isprintable() or " " in plain:
+        raise ValueError("a key is made of visible ASCII characters")
+    return SecretStr(plain) if plain else None
 
 
 class DataSettings(_Part):
@@ -215,21 +226,56 @@ class AnnotateSettings(_Part):
         description="Share of characters that must agree where a mention is found in no other way; 1: never guess.",
     )  # fmt: skip
 
-    @field_validator("api_key")
-    @classmethod
-    def _is_sendable(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is None:
-            return None
-        plain = key.get_secret_value().strip()  # of the line end that `$(cat key)` and files bring
-        if not plain.isascii() or not plain.isprintable() or " " in plain:
-            raise ValueError("a key is made of visible ASCII characters")
-        return SecretStr(plain) if plain else None
+    _key_is_sendable = field_validator("api_key")(_sendable)
 
     @model_validator(mode="after")
     def _cost_needs_prices(self) -> Self:
         if self.max_cost is not None and not (self.input_price or self.output_price):
             raise ValueError("annotate.max_cost needs annotate.input_price or annotate.output_price")
         return self
+
+
+class LabelStudioSettings(_Part):
+    """The Label Studio server in which people look at annotations and correct them."""
+
+    url: str = Field("http://localhost:8080", description="The server's address, with its path if it has one.")
+    token: SecretStr | None = Field(
+        None,
+        description="Access token of your account there, personal or legacy; best set as "
+        "`NERTOOL_LABEL_STUDIO__TOKEN`. Never shown or saved.",
+    )
+    project: str = Field("", description="The project where `--project` isn't given.")
+    verify_tls: bool = Field(True, description="Verify the server's certificate.")
+    ca_file: Path | None = Field(
+        None, description="PEM file with the certificates of your organisation. Unset: those that Python trusts."
+    )
+    timeout_seconds: float = Field(60.0, gt=0.0, description="How long to wait for the answer to one request.")
+    patience_seconds: float = Field(
+        180.0, ge=0.0, description="How long to try again while the server is silent, busy or broken, before giving up."
+    )
+    tasks_per_request: int = Field(500, ge=1, description="Most sections, or predictions, sent at a time.")
+    bytes_per_request: int = Field(
+        4_000_000, ge=1000, description="Most bytes sent at a time; halved where the server says that it is too much."
+    )
+    sample: Annotated[int, Field(ge=1)] | None = Field(
+        500, description="With `--ls-project`: how many sections are shown, always the same ones. Unset: all."
+    )
+    keep_versions: Annotated[int, Field(ge=1)] | None = Field(
+        5, description="With `--ls-project`: versions of a run's predictions that are kept. Unset: all."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        plain = url.strip().rstrip("/")
+        parts = urlsplit(plain)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an address looks like http://localhost:8080 or https://host/label-studio")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("an address has no user, password or query in it; the token has a setting of its own")
+        return plain
+
+    _token_is_sendable = field_validator("token")(_sendable)
 
 
 class Settings(BaseSettings):
@@ -247,6 +293,7 @@ class Settings(BaseSettings):
     evaluate: EvaluateSettings = EvaluateSettings()
     predict: PredictSettings = PredictSettings()
     annotate: AnnotateSettings = AnnotateSettings()
+    label_studio: LabelStudioSettings = LabelStudioSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -12,7 +12,9 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document
 
 # Files that nertool writes beside documents, in their folder, or with its name before theirs; they hold none.
-SIDE_FILES = {"split.json", "rejected.jsonl", "quarantine.jsonl", "reconciliation.json", "reconciliation.jsonl"}
+SIDE_FILES = {
+    "split.json", "rejected.jsonl", "quarantine.jsonl", "reconciliation.json", "reconciliation.jsonl", "review.json",
+}  # fmt: skip
 
 
 _SIDE_FILE = re.compile(

@@ -30,7 +30,9 @@ def is_document_file(path: Path) -> bool:
 
 
 @contextmanager
-def new_documents(path: Path, command: str, *, force: bool, source: Path, **facts: Any) -> Iterator[DocumentOutput]:
+def new_documents(
+    path: Path, command: str, *, force: bool, source: Path | None = None, **facts: Any
+) -> Iterator[DocumentOutput]:
     """Gives an output that appears when the block ends without an exception.
 
     Beside a file `OUT.jsonl` the other files are called `OUT.jsonl.quarantine.jsonl` and so on.

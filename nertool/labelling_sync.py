@@ -1,0 +1,455 @@
+"""Bringing a Label Studio project to the state that it should have, and finding projects.
+
+Everything here looks first what is there, and sends what is missing: so it can be cut off at any moment, and run again.
+People's work is never changed: where it stands in the way, that is reported.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from nertool.console import Advance, say
+from nertool.documents import Entity
+from nertool.errors import NertoolError, nearest_name
+from nertool.label_studio import Patience, Project, Server, TooLargeError, TroubleError
+from nertool.labelling_config import TEXT, config_labels, extend_config, make_config
+from nertool.labelling_tasks import (
+    ID_FIELD,
+    META_KEY,
+    Item,
+    check_items,
+    make_prediction,
+    make_result,
+    make_task,
+    mentions,
+    read_result,
+    task_meta,
+)
+from nertool.reviews import has_peoples_work, meta_of
+
+MARK = "[nertool]"
+DESCRIPTION = f"Documents from nertool ls-sync; it finds this project by this mark: {MARK}"
+BY_ID = "id:"
+QUEUE_FIELD = "queue"
+QUEUE_TAB = "Queue"
+_SHORTEST_TITLE, _LONGEST_TITLE = 3, 50
+# Beyond so many wrong predictions of a version it is quicker to delete all of it.
+_MOST_DELETED_ONE_BY_ONE = 100
+
+Task = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What a project should have.
+
+    Args:
+        items: The sections, in the order in which new ones are made.
+        predictions: Version → section → what the model found there. The last version is what people see first.
+        labels: Classes to offer beside those that occur.
+        queue: Keys of the sections to look at first, in order.
+        keep_versions: How many versions of one run (`RUN@STEP`) stay; None: all.
+    """
+
+    items: Sequence[Item]
+    predictions: Mapping[str, Mapping[str, tuple[Entity, ...]]] = field(default_factory=dict)
+    labels: Iterable[str] = ()
+    queue: Sequence[str] = ()
+    keep_versions: int | None = None
+
+
+@dataclass
+class Pushed:
+    """What a push did; filled on the way."""
+
+    url: str = ""
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    copies_removed: int = 0
+    conflicts: list[dict[str, str]] = field(default_factory=list)
+    predictions: dict[str, dict[str, int]] = field(default_factory=dict)
+    versions_removed: list[str] = field(default_factory=list)
+
+
+def find_project(server: Server, name: str) -> Project | None:
+    """Returns nertool's project of a title, or the one of `id:NUMBER`; None if there is none.
+
+    Raises:
+        NertoolError: If there are several, or the one of that name isn't nertool's.
+    """
+    everything = server.projects()
+    if name.startswith(BY_ID):
+        found = [project for project in everything if str(project.id) == name.removeprefix(BY_ID)]
+    else:
+        found = [project for project in everything if project.title == name]
+    own = [project for project in found if is_own(project)]
+    if len(own) > 1:
+        which = " or ".join(f"{BY_ID}{project.id} ({project.tasks:,} tasks)" for project in own)
+        raise NertoolError(
+            f"there are {len(own)} projects called {name!r} in Label Studio", f"say which one: --project {which}"
+        )
+    if found and not own:
+        raise NertoolError(
+            f"the project {name!r} in Label Studio was not made by nertool",
+            f"choose another name, or put {MARK} into the project's description if nertool may work in it",
+        )
+    return own[0] if own else None
+
+
+def existing_project(server: Server, name: str) -> Project:
+    """Returns a project that must be there.
+
+    Raises:
+        NertoolError: If it isn't, with the nearest name; or as `find_project` does.
+    """
+    project = find_project(server, name)
+    if project is None:
+        titles = [one.title for one in server.projects() if is_own(one)]
+        known = (
+            f"nertool's projects there: {', '.join(sorted(titles)[:10])}" if titles else "nertool has none there yet"
+        )
+        raise NertoolError(f"there is no project {name!r} in Label Studio{nearest_name(name, titles)}", known)
+    return project
+
+
+def is_own(project: Project) -> bool:
+    """Tells whether nertool made a project, or was told that it may work in it."""
+    return MARK in project.description
+
+
+def check_title(name: str) -> None:
+    """Refuses a name that Label Studio would refuse as a title."""
+    if not name.startswith(BY_ID) and not _SHORTEST_TITLE <= len(name.strip()) <= _LONGEST_TITLE:
+        raise NertoolError(
+            f"{name!r} can't be a project's title: Label Studio wants {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters",
+            "choose another --project" if name else "name one: --project NAME",
+        )
+
+
+def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Pushed | None = None) -> Pushed:
+    """Brings a project to the state that `wanted` describes; makes it if there is none.
+
+    Args:
+        server: The server.
+        name: The project's title, or `id:NUMBER`.
+        wanted: What it should have.
+        advance: Told how many sections and predictions are there.
+        pushed: Filled on the way, for one who wants to know of a push that fails how far it came.
+
+    Raises:
+        NertoolError: If something can't be sent, or the server is in trouble for too long.
+    """
+    pushed = pushed if pushed is not None else Pushed()
+    if problems := check_items(wanted.items):
+        raise NertoolError("\n".join(problems), "take it out; browsers can't show it")
+    labels = {*wanted.labels, *(entity.label for item in wanted.items for entity in item.section.entities)}
+    labels |= {
+        entity.label for version in wanted.predictions.values() for found in version.values() for entity in found
+    }
+    project = _ready_project(server, name, labels)
+    pushed.url = server.project_url(project.id)
+    ranks = {key: f"{rank:05}" for rank, key in enumerate(wanted.queue, start=1)}
+    tasks = _bring_tasks(server, project.id, wanted.items, ranks, advance, pushed)
+    if ranks:
+        _show_queue(server, project.id)
+    texts = {item.key: item.section.text for item in wanted.items}
+    for version, found in wanted.predictions.items():
+        rows = {
+            int(task["id"]): make_prediction(int(task["id"]), version, found[key], texts[key])
+            for key, task in tasks.items()
+            if key in found and task["data"][TEXT] == texts[key]
+        }
+        pushed.predictions[version] = _bring_predictions(server, project.id, version, rows, advance)
+        server.update_project(project.id, model_version=version)  # so a version is shown first only when it is whole
+    if wanted.keep_versions is not None:
+        for version in wanted.predictions:
+            pushed.versions_removed += _remove_old_versions(server, project.id, version, wanted.keep_versions)
+    return pushed
+
+
+def _ready_project(server: Server, name: str, labels: Iterable[str]) -> Project:
+    """Finds or makes the project, with all classes in its configuration."""
+    check_title(name)
+    patience = Patience(server)
+    while (project := find_project(server, name)) is None:
+        if name.startswith(BY_ID):
+            raise NertoolError(f"there is no project {name} in Label Studio")
+        try:
+            project = server.create_project(name, DESCRIPTION, make_config(labels))
+            say(f"made the project {name!r}")
+            return project
+        except TroubleError as trouble:
+            patience.wait(trouble)
+    config = extend_config(project.config, labels)
+    if config != project.config:
+        new = ", ".join(sorted(set(labels) - set(config_labels(project.config))))
+        server.update_project(project.id, label_config=config)
+        say(f"classes added to the project: {new}")
+    return project
+
+
+def _bring_tasks(
+    server: Server,
+    project: int,
+    items: Sequence[Item],
+    ranks: Mapping[str, str],
+    advance: Advance,
+    pushed: Pushed,
+) -> dict[str, Task]:
+    """Imports the sections that are missing, and brings those that differ up to date; returns the tasks by section."""
+    wanted = {item.key: item for item in items}
+    tasks, _ = _list_tasks(server, project, pushed)
+    replaced = []
+    for key in wanted.keys() & tasks.keys():
+        if _bring_task(server, tasks[key], wanted[key], pushed) == "replace":
+            replaced.append(int(tasks[key]["id"]))
+            del tasks[key]
+    if replaced:
+        server.delete_tasks(project, replaced)
+    before = len(wanted.keys() & tasks.keys())
+    tasks = _import_missing(server, project, wanted, tasks, ranks, advance, pushed)
+    pushed.created = len(wanted.keys() & tasks.keys()) - before
+    _bring_ranks(server, tasks, ranks)
+    return {key: task for key, task in tasks.items() if key in wanted}
+
+
+def _import_missing(
+    server: Server,
+    project: int,
+    wanted: Mapping[str, Item],
+    tasks: dict[str, Task],
+    ranks: Mapping[str, str],
+    advance: Advance,
+    pushed: Pushed,
+) -> dict[str, Task]:
+    patience = Patience(server)
+    in_doubt = False
+    while missing := [item for key, item in wanted.items() if key not in tasks]:
+        there = len(wanted) - len(missing)
+        try:
+            for sent in _send_all(
+                server, missing, lambda item: _ranked(make_task(item), ranks), lambda item: item.key,
+                lambda batch: server.import_tasks(project, batch),
+            ):  # fmt: skip
+                advance(there + sent, "sections")
+            trouble = None
+        except TroubleError as error:
+            trouble, in_doubt = error, True
+        tasks, _ = _list_tasks(server, project, pushed)
+        if sum(key in tasks for key in wanted) > there:
+            patience.progress()
+        elif trouble is None:
+            raise NertoolError("Label Studio took the sections, but they aren't there", "see the server's log")
+        if trouble is not None:
+            patience.wait(trouble)
+            tasks, _ = _list_tasks(server, project, pushed)
+    if in_doubt:  # what was thought lost may have come in late, as a copy
+        tasks, _ = _list_tasks(server, project, pushed)
+    return tasks
+
+
+def _list_tasks(server: Server, project: int, pushed: Pushed) -> tuple[dict[str, Task], int]:
+    """Returns nertool's tasks by section, and how many others there are; removes copies that nobody has worked on."""
+    copies: dict[str, list[Task]] = {}
+    others = 0
+    for task in server.tasks(project):
+        if meta_of(task) is None:
+            others += 1
+        else:
+            copies.setdefault(task["data"][ID_FIELD], []).append(task)
+    surplus = []
+    for key, some in copies.items():
+        if len(some) > 1:
+            with_work = [task for task in some if has_peoples_work(server.task(task["id"]))]
+            copies[key] = with_work or some[:1]
+            kept = {task["id"] for task in copies[key]}
+            surplus += [int(task["id"]) for task in some if task["id"] not in kept]
+            if len(with_work) > 1:
+                ids = ", ".join(str(task["id"]) for task in with_work)
+                _note_conflict(pushed, key, f"people have worked on several copies of it (tasks {ids})")
+    if surplus:
+        server.delete_tasks(project, surplus)
+        pushed.copies_removed += len(surplus)
+    return {key: some[0] for key, some in copies.items()}, others
+
+
+def _bring_task(server: Server, listed: Task, item: Item, pushed: Pushed) -> str:
+    """Brings a task up to date unless people have worked on it; returns `replace` for one whose text is another."""
+    meta, new = listed["meta"][META_KEY], task_meta(item)
+    same_text = listed["data"][TEXT] == item.section.text
+    known = {name: value for name, value in meta.items() if name != "gold_before"}
+    if same_text and (known == new or not item.has_gold):  # without gold, what is there stays
+        pushed.unchanged += 1
+        return "unchanged"
+    whole = server.task(int(listed["id"]))
+    desired = mentions(item.section.entities)
+    if has_peoples_work(whole, also_ours=[desired] if same_text else []):
+        what = "entities" if same_text else "text"
+        _note_conflict(pushed, item.key, f"its {what} changed, but people have worked on it: left as it is")
+        return "conflict"
+    if not same_text:
+        pushed.updated += 1
+        return "replace"
+    annotations = whole.get("annotations", [])
+    task = int(listed["id"])
+    if not annotations and item.has_gold:
+        server.create_annotation(task, make_result(item.section.entities, item.section.text))
+        server.update_task(task, meta={**listed["meta"], META_KEY: new})
+    else:
+        # First what is going to be sent, beside what was: whoever looks in between knows that both are ours.
+        server.update_task(task, meta={**listed["meta"], META_KEY: {**new, "gold_before": meta.get("gold")}})
+        said = mentions(read_result(annotations[0].get("result"), item.section.text)[0])
+        if said != desired:
+            server.update_annotation(int(annotations[0]["id"]), make_result(item.section.entities, item.section.text))
+    pushed.updated += 1
+    return "updated"
+
+
+def _bring_ranks(server: Server, tasks: Mapping[str, Task], ranks: Mapping[str, str]) -> None:
+    """Notes in the tasks which come first; only a push with a queue changes that."""
+    if not ranks:
+        return
+    for key, task in tasks.items():
+        if task["data"].get(QUEUE_FIELD) != ranks.get(key):
+            data = {name: value for name, value in task["data"].items() if name != QUEUE_FIELD}
+            server.update_task(int(task["id"]), data=data | ({QUEUE_FIELD: ranks[key]} if key in ranks else {}))
+
+
+def _ranked(task: dict[str, Any], ranks: Mapping[str, str]) -> dict[str, Any]:
+    rank = ranks.get(task["data"][ID_FIELD])
+    return {**task, "data": {**task["data"], QUEUE_FIELD: rank}} if rank else task
+
+
+def _show_queue(server: Server, project: int) -> None:
+    """Makes the tab that shows the queue in its order."""
+    data = {
+        "title": QUEUE_TAB, "type": "list", "target": "tasks", "ordering": [f"tasks:data.{QUEUE_FIELD}"],
+        "filters": {
+            "conjunction": "and",
+            "items": [
+                {"filter": f"filter:tasks:data.{QUEUE_FIELD}", "operator": "empty", "type": "String", "value": False}
+            ],
+        },
+    }  # fmt: skip
+    if not any(tab["data"].get("title") == QUEUE_TAB for tab in server.tabs(project)):
+        server.add_tab(project, data)
+
+
+def _bring_predictions(
+    server: Server, project: int, version: str, rows: Mapping[int, Mapping[str, Any]], advance: Advance
+) -> dict[str, int]:
+    """Makes sure that a version has just these predictions for these tasks; returns what it took."""
+    patience = Patience(server)
+    there = _right_predictions(server, project, version, rows) if server.versions(project).get(version) else set()
+    counts = {"sent": len(rows) - len(there), "unchanged": len(there)}
+    while missing := [row for task, row in rows.items() if task not in there]:
+        before = len(there)
+        try:
+            for sent in _send_all(
+                server, missing, lambda row: row, lambda row: f"the prediction of task {row['task']}",
+                lambda batch: server.import_predictions(project, batch),
+            ):  # fmt: skip
+                advance(before + sent, f"predictions of {version}")
+            if server.versions(project).get(version) == len(rows):
+                return counts
+            trouble = TroubleError(f"not all predictions of {version} are there")
+        except TroubleError as error:
+            trouble = error
+        there = _right_predictions(server, project, version, rows)
+        if len(there) > before:
+            patience.progress()
+        if len(there) < len(rows):
+            patience.wait(trouble)
+            there = _right_predictions(server, project, version, rows)
+    return counts
+
+
+def _right_predictions(server: Server, project: int, version: str, rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    """Returns the tasks whose prediction of a version is there and right, after deleting wrong ones and copies.
+
+    Predictions for other tasks than these stay.
+    """
+    right: set[int] = set()
+    wrong: list[int] = []
+    others = 0
+    for prediction in server.predictions(project):
+        task = prediction.get("task")
+        if prediction.get("model_version") != version or task is None:
+            continue
+        if task not in rows:
+            others += 1
+        elif task in right or prediction.get("result") != rows[task]["result"]:
+            wrong.append(int(prediction["id"]))
+        else:
+            right.add(task)
+    if len(wrong) > _MOST_DELETED_ONE_BY_ONE and not others:
+        server.delete_version(project, version)
+        return set()
+    server.delete_predictions(wrong)
+    return right
+
+
+def _remove_old_versions(server: Server, project: int, version: str, keep: int) -> list[str]:
+    """Deletes the oldest versions of the same run beyond `keep`; versions without a step are never deleted."""
+    run, _, step = version.rpartition("@")
+    if not run or not step.isdigit():
+        return []
+    steps = [
+        int(other.rpartition("@")[2])
+        for other in server.versions(project)
+        if other.rpartition("@")[0] == run and other.rpartition("@")[2].isdigit()
+    ]
+    old = [f"{run}@{step}" for step in sorted(steps)[:-keep]]
+    for one in old:
+        server.delete_version(project, one)
+    return old
+
+
+def _send_all(
+    server: Server,
+    rows: Sequence[Any],
+    make: Callable[[Any], Mapping[str, Any]],
+    name: Callable[[Any], str],
+    send: Callable[[Sequence[Mapping[str, Any]]], None],
+) -> Iterator[int]:
+    """Sends rows in requests that are neither too many rows nor too many bytes; yields how many are sent.
+
+    Raises:
+        NertoolError: If a single row is too large.
+        TroubleError: If the server is in trouble; the rows before may be there.
+    """
+    settings = server.settings
+    most_bytes = settings.bytes_per_request
+    position = 0
+    while position < len(rows):
+        batch: list[Mapping[str, Any]] = []
+        size = 0
+        for row in rows[position : position + settings.tasks_per_request]:
+            made = make(row)
+            bytes_of_row = len(orjson.dumps(made))
+            if batch and size + bytes_of_row > most_bytes:
+                break
+            batch.append(made)
+            size += bytes_of_row
+        try:
+            send(batch)
+        except TooLargeError as error:
+            if len(batch) == 1:
+                raise NertoolError(
+                    f"{name(rows[position])} is too large for the server: {size:,} bytes ({error})",
+                    "raise the limit of the server or of the proxy before it, or leave the section out",
+                ) from None
+            most_bytes = size // 2
+            say(f"the server takes no {size:,} bytes at once; trying {most_bytes:,}")
+            continue
+        position += len(batch)
+        yield position
+
+
+def _note_conflict(pushed: Pushed, key: str, reason: str) -> None:
+    conflict = {"section": key, "reason": reason}
+    if conflict not in pushed.conflicts:
+        pushed.conflicts.append(conflict)
