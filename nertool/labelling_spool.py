@@ -1,6 +1,6 @@
 """What is to be shown in Label Studio, kept on disk until it is there; and a process that brings it while others work.
 
-Training must neither wait for a server nor fail with it: it writes a file to its spool, and a process of its own sends it.
+Training must neither wait for a server nor fail with it: it writes a file to its spool, and another process sends it.
 """
 
 import os
@@ -170,11 +170,6 @@ class Uploader:
         if self._settings.token is not None:
             values["token"] = self._settings.token.get_secret_value()
         return {f"NERTOOL_LABEL_STUDIO__{name.upper()}": _as_variable(value) for name, value in values.items()}
-
-
-def version_of(run: str, step: int | None) -> str:
-    """Returns the name of a model's predictions: `RUN@STEP`."""
-    return run if step is None else f"{run}@{step}"
 
 
 def _as_variable(value: Any) -> str:

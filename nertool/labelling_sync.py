@@ -16,10 +16,12 @@ from nertool.errors import NertoolError, nearest_name
 from nertool.label_studio import Patience, Project, Server, TooLargeError, TroubleError
 from nertool.labelling_config import TEXT, config_labels, extend_config, make_config
 from nertool.labelling_tasks import (
+    BY_ID,
     ID_FIELD,
     META_KEY,
     Item,
     check_items,
+    check_title,
     make_prediction,
     make_result,
     make_task,
@@ -31,10 +33,8 @@ from nertool.reviews import has_peoples_work, meta_of
 
 MARK = "[nertool]"
 DESCRIPTION = f"Documents from nertool ls-sync; it finds this project by this mark: {MARK}"
-BY_ID = "id:"
 QUEUE_FIELD = "queue"
 QUEUE_TAB = "Queue"
-_SHORTEST_TITLE, _LONGEST_TITLE = 3, 50
 # Beyond so many wrong predictions of a version it is quicker to delete all of it.
 _MOST_DELETED_ONE_BY_ONE = 100
 
@@ -118,15 +118,6 @@ def existing_project(server: Server, name: str) -> Project:
 def is_own(project: Project) -> bool:
     """Tells whether nertool made a project, or was told that it may work in it."""
     return MARK in project.description
-
-
-def check_title(name: str) -> None:
-    """Refuses a name that Label Studio would refuse as a title."""
-    if not name.startswith(BY_ID) and not _SHORTEST_TITLE <= len(name.strip()) <= _LONGEST_TITLE:
-        raise NertoolError(
-            f"{name!r} can't be a project's title: Label Studio wants {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters",
-            "choose another --project" if name else "name one: --project NAME",
-        )
 
 
 def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Pushed | None = None) -> Pushed:

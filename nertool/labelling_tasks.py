@@ -15,12 +15,16 @@ from itertools import pairwise
 from typing import Any
 
 from nertool.documents import Document, Entity, Section, Span, match_text
+from nertool.errors import NertoolError
 from nertool.labelling_config import JOIN_RELATION, LABELS, TEXT
 
 ID_FIELD = "nertool_id"
 META_KEY = "nertool"
 META_FORMAT = 1
 NAMESPACE = "label_studio"
+# A project can be named by its number, too: `id:7`.
+BY_ID = "id:"
+_SHORTEST_TITLE, _LONGEST_TITLE = 3, 50
 # What two entities have to have in common to be the same mention.
 Mention = tuple[str, tuple[Span, ...]]
 
@@ -61,6 +65,15 @@ def make_items(document: Document, *, has_gold: bool) -> list[Item]:
         for index, section in enumerate(document.sections)
         if section.text.strip()
     ]
+
+
+def check_title(name: str) -> None:
+    """Refuses a name that Label Studio would refuse as a title."""
+    if not name.startswith(BY_ID) and not _SHORTEST_TITLE <= len(name.strip()) <= _LONGEST_TITLE:
+        raise NertoolError(
+            f"{name!r} can't be a project's title: Label Studio wants {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters",
+            "choose another --project" if name else "name one: --project NAME",
+        )
 
 
 def sample_order(key: str) -> bytes:

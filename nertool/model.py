@@ -122,6 +122,12 @@ def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelSch
     return NerModel(network, tokenizer, scheme, windows, settings.threshold, settings.switch_cost)
 
 
+def model_facts(folder: Path) -> dict[str, Any]:
+    """Returns what a model's `nertool.json` tells about it."""
+    facts: dict[str, Any] = read_json(folder / NERTOOL_FILE)
+    return facts
+
+
 def load_model(folder: Path) -> NerModel:
     """Loads a model that nertool trained.
 

@@ -11,8 +11,12 @@ from nertool.tracking import METRICS_FILE
 
 RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
-_OWN_FILES = [RUN_FILE, SETTINGS_FILE, METRICS_FILE, "rejected.jsonl"]
-_OWN_TREES = ["model/", ".model.old/", ".model.partial/", "checkpoints/", "cache/", ".cache.partial/", "tensorboard/"]
+SPOOL_FOLDER = "label_studio"  # what is to be shown there and isn't yet
+_OWN_FILES = [RUN_FILE, SETTINGS_FILE, METRICS_FILE, "rejected.jsonl", f".{SPOOL_FOLDER}.lock"]
+_OWN_TREES = [
+    "model/", ".model.old/", ".model.partial/", "checkpoints/", "cache/", ".cache.partial/", "tensorboard/",
+    f"{SPOOL_FOLDER}/",
+]  # fmt: skip
 # The settings that decide on the result: these parts, but for what changes only where and how often.
 _PARTS = ("data", "windows", "model", "train", "evaluate")
 _FREE_SETTINGS = {

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nertool.console import Advance, say
 from nertool.console import progress as show_progress
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
 from nertool.distributed import ALONE, World, local_rank
-from nertool.documents import Document, Section
+from nertool.documents import Document, Entity, Section
 from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
 from nertool.inference import Prepared, Runner, predict_sections, prepare
@@ -43,6 +44,9 @@ from nertool.training import (
 from nertool.window_cache import WindowCache, documents_of_windows
 
 _DOCUMENTS_NAMED = 20
+
+# Takes the step, and the entities of each section of the eval split.
+Show = Callable[[int, Sequence[Sequence[Entity]]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Session:
         facts: What the model card should tell about the data.
         checkpoint: Writes the state to disk, given the random states of all processes.
         world: The processes that train this model; each has a session, and all go through the same steps.
+        show: Takes the step and the entities of each section of the eval split, for people to look at.
     """
 
     run: Path
@@ -89,6 +94,7 @@ class Session:
     facts: dict[str, Any]
     checkpoint: Callable[[Sequence[dict[str, torch.Tensor]]], object]
     world: World
+    show: Show | None = None
 
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
@@ -120,7 +126,8 @@ class Session:
         """Scores the eval split where it is time to, and keeps the model if it is the best; returns whether to stop."""
         progress = self.progress
         if progress.step in self.evaluation_steps and progress.evaluated_step != progress.step:
-            metrics = evaluate_split(self.model, self.split, self.runner, self.settings, self.world)
+            shown = partial(self.show, progress.step) if self.show else None
+            metrics = evaluate_split(self.model, self.split, self.runner, self.settings, self.world, shown)
             name = self.settings.train.metric
             value = float(metrics.get(name) or 0.0)  # null is 0/0; KAZU's scheme leaves out what was never predicted
             progress.evaluated_step = progress.step
@@ -144,14 +151,14 @@ class Session:
             self._write_model(metrics)
 
     def _write_model(self, metrics: dict[str, Any]) -> None:
-        partial = self.run / ".model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        growing = self.run / ".model.partial"
+        shutil.rmtree(growing, ignore_errors=True)
+        growing.mkdir()
         facts = {**self.facts, "step": self.progress.step}
         scores = {key: metrics[key] for key in ("micro_f1", "mean_f1", "scheme")}
-        save_model(self.model, partial, {"scores": scores, "backbone": self.settings.model.name, **facts})
-        (partial / "README.md").write_text(model_card(self.model, metrics, self.settings, facts), encoding="utf-8")
-        replace_folder(partial, self.run / "model")
+        save_model(self.model, growing, {"scores": scores, "backbone": self.settings.model.name, **facts})
+        (growing / "README.md").write_text(model_card(self.model, metrics, self.settings, facts), encoding="utf-8")
+        replace_folder(growing, self.run / "model")
 
     @contextmanager
     def _saying_what_is_safe(self, what: str) -> Iterator[None]:
@@ -175,6 +182,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
     settings: Settings,
     facts: dict[str, Any],
     world: World = ALONE,
+    show: Show | None = None,
 ) -> dict[str, Any]:
     """Trains a model, or goes on training it; `run/model` is the best one at every moment.
 
@@ -186,6 +194,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
         settings: All settings.
         facts: What the model card should tell about the data.
         world: The processes that train it together.
+        show: Takes the step and the entities of each section of the eval split after each evaluation.
 
     Returns:
         The summary that `train --json` prints.
@@ -258,6 +267,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
             facts,
             lambda states: save_checkpoint(checkpoints, network, optimizer, scaler, progress, states),
             world,
+            show,
         )
         steps = fit(
             network,
@@ -354,8 +364,12 @@ def evaluate_split(
     runner: Runner,
     settings: Settings,
     world: World = ALONE,
+    on_predicted: Callable[[Sequence[Sequence[Entity]]], None] | None = None,
 ) -> dict[str, Any]:
-    """Predicts the eval split and scores it; returns what `evaluate --json` prints, without confidence intervals."""
+    """Predicts the eval split and scores it; returns what `evaluate --json` prints, without confidence intervals.
+
+    `on_predicted` takes the entities of each section, in the first process.
+    """
     shares = world.gather(predict_sections(model, split.prepared, runner))
     report = None
     if world.rank == 0:
@@ -365,6 +379,8 @@ def evaluate_split(
             for document, section, found in zip(split.document_of_section, split.sections, predicted, strict=True)
         ]
         report = evaluation_report(pairs, model.scheme.labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
+        if on_predicted:
+            on_predicted(predicted)
     return world.share(report)
 
 

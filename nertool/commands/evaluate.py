@@ -1,11 +1,16 @@
 """`nertool evaluate`: how well a model does on documents with gold entities."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nertool.commands.options import Config, Device, Force, Json, Set, SkipInvalid, command, settings_from
+from nertool.commands.options import Config, Device, Force, Json, LsProject, Set, SkipInvalid, command, settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from nertool.documents import Document
 
 
 @command
@@ -21,6 +26,7 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write the documents with predicted entities to this folder.")
     ] = None,
+    ls_project: LsProject = None,
     device: Device = None,
     skip_invalid: SkipInvalid = None,
     force: Force = False,
@@ -32,19 +38,32 @@ def evaluate(
 
     nertool evaluate run/model split/test --json > metrics.json
     """
+    from nertool.commands.showing import check_showing, choose_rows, show_predictions
     from nertool.console import print_json
 
     options = {"evaluate.scheme": scheme, "predict.device": device, "data.skip_invalid": skip_invalid}
     settings = settings_from(config, assignments, options)
-    report = run_evaluate(model, documents, settings, predictions=predictions, force=force)
+    if ls_project is not None:
+        check_showing(ls_project, settings)
+    pairs: list[tuple[Document | None, Document]] = []
+    report = run_evaluate(model, documents, settings, predictions=predictions, force=force, on_predicted=pairs.extend)
     if json:
         print_json(report)
     else:
         show_report(report)
+    if ls_project is not None:
+        rows = choose_rows(pairs, settings.label_studio.sample)
+        show_predictions(rows, model, (), ls_project, settings)
 
 
 def run_evaluate(
-    model_folder: Path, source: Path, settings: Any, *, predictions: Path | None = None, force: bool = False
+    model_folder: Path,
+    source: Path,
+    settings: Any,
+    *,
+    predictions: Path | None = None,
+    force: bool = False,
+    on_predicted: "Callable[[Iterable[tuple[Document, Document]]], object]" = lambda _: None,
 ) -> dict[str, Any]:
     """Scores a model.
 
@@ -54,6 +73,7 @@ def run_evaluate(
         settings: The `Settings`.
         predictions: Where to write the predicted documents.
         force: Replace older predictions.
+        on_predicted: Takes pairs of gold and predicted documents.
 
     Returns:
         What `--json` prints; see `metrics.evaluation_report`.
@@ -124,6 +144,7 @@ def run_evaluate(
             for document in predicted_documents:
                 writer.write(document)
             write_rejected(reading, folder / "rejected.jsonl")
+    on_predicted(zip(gold_documents, predicted_documents, strict=True))
     report_reading(reading)
     return report
 

@@ -69,8 +69,8 @@ def push(
 ) -> None:
     """Send documents as tasks, their entities as annotations, and models' entities as predictions.
 
-    Only what is missing or has changed is sent; people's work is never overwritten. A push that was cut off goes on when
-    it is run again. The token is read from NERTOOL_LABEL_STUDIO__TOKEN.
+    Only what is missing or has changed is sent; people's work is never overwritten. A push that was cut off goes on
+    when it is run again. The token is read from NERTOOL_LABEL_STUDIO__TOKEN.
 
     nertool ls-sync push split/test --predictions predicted --project "Test split"
     """
@@ -122,8 +122,8 @@ def run_push(
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import report_reading
     from nertool.labelling_spool import choose_sample
-    from nertool.labelling_sync import Push, check_title
-    from nertool.labelling_tasks import make_items, mentions
+    from nertool.labelling_sync import Push
+    from nertool.labelling_tasks import check_title, make_items, mentions
     from nertool.window_cache import is_cache, open_cache
 
     if source is None:

@@ -31,6 +31,12 @@ Model = Annotated[
     str | None, typer.Option("--model", help="Backbone: a hub name, a folder, or `minilm`.", show_default=False)
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
+LsProject = Annotated[
+    str | None,
+    typer.Option(
+        "--ls-project", metavar="NAME", help="Show predictions beside the gold in this Label Studio project, too."
+    ),
+]
 
 # What the operating system says when the fault is the place or the disk, not ours.
 _PLACE_ERRORS = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nertool.commands.options import Config, Device, Force, Json, Set, SkipInvalid, command, settings_from
+from nertool.commands.options import Config, Device, Force, Json, LsProject, Set, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
     from nertool.documents import Document
@@ -18,6 +18,7 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder of a training run.")],
     source: Annotated[Path, typer.Argument(metavar="IN", help="Documents or plain texts (.txt): a folder or a file.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder, or a .jsonl, .jsonl.gz or .jsonl.zst file.")],
+    ls_project: LsProject = None,
     device: Device = None,
     skip_invalid: SkipInvalid = None,
     force: Force = False,
@@ -31,15 +32,23 @@ def predict(
 
     nertool predict run/model texts/ predictions/
     """
+    from nertool.commands.showing import check_showing, choose_rows, show_predictions
     from nertool.console import print_json, say
+    from nertool.formats import ReadReport, read_documents
 
     options = {"predict.device": device, "data.skip_invalid": skip_invalid}
     settings = settings_from(config, assignments, options)
+    if ls_project is not None:
+        check_showing(ls_project, settings)
     result = run_predict(model, source, output, settings, force=force)
     if json:
         print_json(result)
     else:
         say(f"{result['documents']:,} documents with {result['entities']:,} predicted entities written to {output}")
+    if ls_project is not None:
+        documents = ((None, document) for document in read_documents(output, ReadReport()))
+        rows = choose_rows(documents, settings.label_studio.sample)
+        show_predictions(rows, model, (), ls_project, settings)
 
 
 def run_predict(

@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from nertool.commands.options import Config, Device, Force, Json, Model, Set, SkipInvalid, command, settings_from
+from nertool.commands.options import (
+    Config,
+    Device,
+    Force,
+    Json,
+    LsProject,
+    Model,
+    Set,
+    SkipInvalid,
+    command,
+    settings_from,
+)
 
 
 @command
@@ -21,6 +32,7 @@ def train(
         bool | None,
         typer.Option("--skip-nonfinite", help="Pass over batches whose loss or gradients are not finite."),
     ] = None,
+    ls_project: LsProject = None,
     skip_invalid: SkipInvalid = None,
     force: Force = False,
     json: Json = False,
@@ -40,7 +52,7 @@ def train(
         "data.skip_invalid": skip_invalid,
     }
     settings = settings_from(config, assignments, options)
-    summary = run_train(train_data, eval_data, output, settings, resume=resume, force=force)
+    summary = run_train(train_data, eval_data, output, settings, resume=resume, force=force, ls_project=ls_project)
     if summary is None:
         return
     if json:
@@ -55,7 +67,14 @@ def train(
 
 
 def run_train(
-    train_data: Path, eval_data: Path, output: Path, settings: Any, *, resume: bool = False, force: bool = False
+    train_data: Path,
+    eval_data: Path,
+    output: Path,
+    settings: Any,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    ls_project: str | None = None,
 ) -> dict[str, Any] | None:
     """Trains a model.
 
@@ -66,6 +85,7 @@ def run_train(
         settings: The `Settings`.
         resume: Go on with an interrupted run.
         force: Remove an older run.
+        ls_project: The Label Studio project in which a sample of the eval split is shown after each evaluation.
 
     Returns:
         The summary that `--json` prints; None in all processes but the first, where there are several.
@@ -74,11 +94,14 @@ def run_train(
         NertoolError: If inputs are invalid or don't fit.
         InterruptedBySignalError: After saving, if a signal came in.
     """
+    from nertool.commands.showing import check_showing
     from nertool.console import quiet
     from nertool.distributed import join_world
     from nertool.files import exclusive
     from nertool.run_folder import check_run_folder
 
+    if ls_project is not None:
+        check_showing(ls_project, settings)
     with join_world() as world:
         if world.rank:
             with quiet():
@@ -94,7 +117,10 @@ def run_train(
         try:
             check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
             with exclusive(output):
-                return _lead_train(train_data, eval_data, output, settings, world, tell, resume=resume, force=force)
+                return _lead_train(
+                    train_data, eval_data, output, settings, world, tell, resume=resume, force=force,
+                    ls_project=ls_project,
+                )  # fmt: skip
         except BaseException:
             if not told:
                 tell({"failed": True})
@@ -111,10 +137,12 @@ def _lead_train(
     *,
     resume: bool,
     force: bool,
+    ls_project: str | None,
 ) -> dict[str, Any]:
     """What the first process does, which is all but for the shared work where there are others; it tells them of it."""
     from nertool.cache_building import build_cache, scan
     from nertool.commands.cache import show_cache
+    from nertool.commands.showing import showing_evaluations
     from nertool.console import progress, say
     from nertool.devices import choose_device, seed_everything
     from nertool.formats import ReadReport
@@ -168,7 +196,8 @@ def _lead_train(
         "annotators": list(train_scan.annotators),
     }
     tell({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest})
-    return train_run(output, model, cache, eval_documents, settings, facts, world)
+    with showing_evaluations(output, eval_documents, scheme.labels, settings, ls_project) as show:
+        return train_run(output, model, cache, eval_documents, settings, facts, world, show)
 
 
 def _follow_train(eval_data: Path, output: Path, settings: Any, world: Any) -> None:
