@@ -76,6 +76,16 @@ def kazu(session: nox.Session) -> None:
 
 
 @nox.session
+def label_studio(session: nox.Session) -> None:
+    """ls-sync against a real Label Studio, which gets an environment of its own, as it pins hundreds of packages."""
+    session.install("label-studio==1.23.2", "playwright")
+    python = Path(session.bin) / "python"
+    template = Path(session.create_tmp()) / "template"
+    env = {"LABEL_STUDIO_PYTHON": str(python), "LABEL_STUDIO_TEMPLATE": str(template)}
+    session.run(HERE, "-m", "pytest", "-m", "label_studio", *session.posargs, env=env, external=True)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measurements: `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `gpu`; each tells what it wants."""
     if not session.posargs:

@@ -80,8 +80,8 @@ def config_labels(config: str) -> tuple[str, ...]:
 def label_colours(labels: Iterable[str], taken: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns a colour for each class, `#rrggbb`, all different.
 
-    A class asks for the colour that its name hashes to, and gets the next free one if another class was first: so it
-    nearly always has the same colour in every project.
+    A class asks for the colour that its name hashes to, and gets the next free one if another class was first: so most
+    have the same colour in every project.
 
     Args:
         labels: The classes.
@@ -93,11 +93,16 @@ def label_colours(labels: Iterable[str], taken: Mapping[str, str] | None = None)
     while size * 3 < (len(used) + len(names)) * 4:  # a quarter stays free, so that few classes have to give way
         size *= 2
     colours = palette(size)
-    result = {}
-    for name in names:
-        first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
-        result[name] = next(colour for i in range(size) if (colour := colours[(first + i) % size]) not in used)
-        used.add(result[name])
+    first = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % size for name in names}
+    result: dict[str, str] = {}
+    # All that can have what they ask for get it, before the others look for what is left.
+    for tries in (1, size):
+        for name in names:
+            if name not in result:
+                wanted = (colours[(first[name] + i) % size] for i in range(tries))
+                if colour := next((colour for colour in wanted if colour not in used), None):
+                    result[name] = colour
+                    used.add(colour)
     return result
 
 

@@ -134,15 +134,16 @@ class Uploader:
         try:
             self._look()
             if self._process is None and spool_files(self.folder):
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "nertool", "ls-sync", "push", "--from", str(self.folder.resolve())],
-                    env={**os.environ, **self._environment()},
-                    cwd=self.folder,  # where no settings file is found
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=(self.folder / LOG_FILE).open("wb"),
-                    start_new_session=True,  # Ctrl-C is for the caller
-                )
+                with (self.folder / LOG_FILE).open("wb") as log:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-m", "nertool", "ls-sync", "push", "--from", str(self.folder.resolve())],
+                        env={**os.environ, **self._environment()},
+                        cwd=self.folder,  # where no settings file is found
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=log,
+                        start_new_session=True,  # Ctrl-C is for the caller
+                    )
         except OSError as error:
             self._warn(str(error))
 

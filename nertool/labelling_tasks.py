@@ -120,14 +120,16 @@ def make_prediction(task: int, version: str, entities: Sequence[Entity], text: s
 
 
 def make_result(entities: Iterable[Entity], text: str) -> list[dict[str, Any]]:
-    """Returns the regions and relations of entities, in text order; equal entities give equal results.
+    """Returns the regions and relations of entities, in text order; of equal entities there is one, the most
+    certain.
 
     The score of a region with several classes is the lowest of theirs.
     """
     regions: list[dict[str, Any]] = []
     relations: list[dict[str, Any]] = []
     merged: dict[Span, list[Entity]] = defaultdict(list)
-    for entity in sort_entities(entities):
+    by_score = sorted(entities, key=lambda entity: -1.0 if entity.score is None else entity.score)
+    for entity in sort_entities({(entity.label, entity.spans): entity for entity in by_score}.values()):
         if len(entity.spans) == 1:
             merged[entity.spans[0]].append(entity)
             continue

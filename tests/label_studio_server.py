@@ -31,7 +31,7 @@ class LabelStudioServer:
     Args:
         python: An interpreter with Label Studio.
         folder: Where its data goes.
-        template: A folder that keeps the data of a server after its first start, whose migrations take most of a minute.
+        template: A folder that keeps the data of a server after its first start, which takes most of a minute.
     """
 
     def __init__(self, python: Path, folder: Path, template: Path) -> None:
@@ -61,14 +61,15 @@ class LabelStudioServer:
         """Starts it, on the port that it had before."""
         self.token = (self.folder / "token").read_text()
         self.port = self.port or free_port()
-        self._process = subprocess.Popen(
-            [
-                str(self.python.parent / "label-studio"), "start", "--no-browser", "--internal-host", "127.0.0.1",
-                "--port", str(self.port), "--log-level", "WARNING",
-            ],
-            env=self._environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=(self.folder / "server.log").open("ab"), stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        command = [
+            str(self.python.parent / "label-studio"), "start", "--no-browser", "--internal-host", "127.0.0.1",
+            "--port", str(self.port), "--log-level", "WARNING",
+        ]  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=self._environment(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ours():
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -455,7 +455,7 @@ def show_reviews(result: dict[str, Any]) -> None:
     if agreement := result["agreement_of_sent_entities"]:
         f1 = "–" if agreement["micro_f1"] is None else f"{agreement['micro_f1']:.3f}"
         say(
-            f"in the {agreement['sections']:,} reviewed sections, the entities that people were shown agree with theirs "
+            f"in {agreement['sections']:,} reviewed sections, the entities that people were shown agree with theirs "
             f"at a strict micro F1 of {f1}"
         )
     for one in result.get("to_look_at", [])[:20]:
