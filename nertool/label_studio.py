@@ -11,7 +11,7 @@ Source: the behaviour of Label Studio 1.23 with SDK 2.1, measured.
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -64,7 +64,7 @@ class Project(NamedTuple):
 
 
 class Server:
-    """A server that has answered and takes the token.
+    """A server that has answered and takes the token; used as a context manager.
 
     Args:
         settings: Where it is, and how to talk to it.
@@ -83,15 +83,31 @@ class Server:
                 "copy one from Account & Settings in Label Studio into NERTOOL_LABEL_STUDIO__TOKEN",
             )
         self._known = False  # has it taken the token once?
+        self._http: httpx.Client | None = None
         try:
             self._client = self._new_client()
             self.user = str(self._do(self._client.users.whoami).email)
+        except NertoolError:
+            self.close()
+            raise
         except TroubleError as trouble:
+            self.close()
             raise NertoolError(
                 f"Label Studio at {self.url} doesn't answer: {trouble.reason}",
                 "is it running, and is label_studio.url right? (label-studio start)",
             ) from None
         self._known = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        if self._http is not None:
+            self._http.close()
 
     def project_url(self, project: int) -> str:
         """Returns where people find a project."""
@@ -288,13 +304,14 @@ class Server:
                     f"label_studio.ca_file: {self.settings.ca_file}: {error.strerror or error}", "name a PEM file"
                 ) from None
         # A proxy that is set for the internet doesn't lead to this machine.
-        http = httpx.Client(
+        self.close()
+        self._http = httpx.Client(
             verify=verify, trust_env=not local, timeout=self.settings.timeout_seconds, follow_redirects=False
         )
         # The SDK joins paths as browsers do: without the slash it would lose the last part of `https://host/label-studio`.
         try:
             return LabelStudio(  # type: ignore[no-untyped-call]
-                base_url=f"{self.url}/", api_key=self._token, httpx_client=http, max_retries=0
+                base_url=f"{self.url}/", api_key=self._token, httpx_client=self._http, max_retries=0
             )
         except ApiError as error:  # it looks into tokens of the newer kind, and finds an expired one
             raise self._explain(error) from None

@@ -120,8 +120,9 @@ def make_prediction(task: int, version: str, entities: Sequence[Entity], text: s
 
 
 def make_result(entities: Iterable[Entity], text: str) -> list[dict[str, Any]]:
-    """Returns the regions and relations of entities, in text order; of equal entities there is one, the most
-    certain.
+    """Returns the regions and relations of entities, in text order.
+
+    Of equal entities there is one, the most certain.
 
     The score of a region with several classes is the lowest of theirs.
     """

@@ -174,11 +174,11 @@ def test_push_again_a_new_version_peoples_edits_another_push_and_pull(
     assert {(d, s.name) for d, one in only.items() for s in one.sections} == {
         (f"doc-00{i}", "body") for i in (0, 1, 4, 5)
     }
-    # Agreement between what was shown and people, by another way than pull's own: `evaluate` of documents.
-    scores = (
-        json.loads(succeed("evaluate", docs, "pulled-gold", "--json").stdout) if Path("pulled-gold").exists() else None
-    )
-    assert scores is None
+    # Agreement between what was shown and people: pull's own figure, and `evaluate` of the documents that were sent.
+    succeed("ls-sync", "pull", "gold", "--project", project, "--reviewed")
+    scores = json.loads(succeed("evaluate", write_documents(tmp_path / "sent", documents), "gold", "--json").stdout)
+    assert scores["micro_f1"] == report["agreement_of_sent_entities"]["micro_f1"]
+    assert scores["counts"]["annotators"] == {"a person in Label Studio": 4}
     assert refuse("ls-sync", "delete", "--project", project).count("people's work on 6 sections") == 1
     succeed("ls-sync", "delete", "--project", project, "--force")
     assert "no project" in refuse("ls-sync", "status", "--project", project)
@@ -284,7 +284,7 @@ def test_sample_errors_and_queue(server: LabelStudioServer, project: str, tmp_pa
     shown = server.ask("GET", f"/api/tasks/?project={number}&view={tab['id']}")
     assert [task["data"]["nertool_id"] for task in shown["tasks"]] == ["doc-007#0", "doc-007#1", "doc-003#1"]
     assert pushed(docs, "--queue", queue, "--sample", 5, "--project", project)["created"] == 0
-    assert "did you mean 'doc-003'" in _refused_queue(docs, tmp_path, project)
+    assert "did you mean 'doc-003" in _refused_queue(docs, tmp_path, project)
 
     other = pushed(docs, "--predictions", right, "--predictions", wrong, "--errors-only", "--project", f"{project} e")
     assert set(exported(server, other["url"])) == {f"doc-00{i}#{k}" for i in range(2) for k in range(2)}
@@ -386,6 +386,7 @@ def test_a_project_is_made_once_though_the_answer_is_lost(
         monkeypatch.setenv("NERTOOL_LABEL_STUDIO__URL", proxy.url)
         pushed(docs, "--project", project)
         assert proxy.faults
+    monkeypatch.setenv("NERTOOL_LABEL_STUDIO__URL", server.url)
     titles = [one["title"] for one in json.loads(succeed("ls-sync", "list", "--json").stdout)]
     assert titles.count(project) == 1
 
@@ -497,15 +498,17 @@ def test_both_kinds_of_tokens_work_and_what_is_wrong_is_said(
 
 
 def test_legacy_tokens_switched_off(server: LabelStudioServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
     from label_studio_sdk import LabelStudio
 
-    client = LabelStudio(base_url=server.url, api_key=server.personal_token)
-    values = {"api_token_ttl_days": 3650, "api_tokens_enabled": True}
-    try:
-        client.jwt_settings.update(**values, legacy_api_tokens_enabled=False)
-        assert "API Tokens Settings" in refuse("ls-sync", "list")
-    finally:
-        client.jwt_settings.update(**values, legacy_api_tokens_enabled=True)
+    with httpx.Client() as http:
+        client = LabelStudio(base_url=server.url, api_key=server.personal_token, httpx_client=http)
+        values = {"api_token_ttl_days": 3650, "api_tokens_enabled": True}
+        try:
+            client.jwt_settings.update(**values, legacy_api_tokens_enabled=False)
+            assert "API Tokens Settings" in refuse("ls-sync", "list")
+        finally:
+            client.jwt_settings.update(**values, legacy_api_tokens_enabled=True)
 
 
 def test_projects_are_found_by_their_name_and_only_our_own_are_touched(

@@ -11,11 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from nertool.documents import Document
+    from nertool.formats import ReadReport
 
 
 @command
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder of a training run.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="The model folder of a training run; or documents, to score their entities."
+        ),
+    ],
     documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Documents with gold entities, or a cache.")],
     scheme: Annotated[
         str | None,
@@ -34,7 +40,7 @@ def evaluate(
     config: Config = None,
     assignments: Set = None,
 ) -> None:
-    """Score a model's predictions against gold entities, class by class.
+    """Score a model's predictions, or another annotation of the documents, against gold entities, class by class.
 
     nertool evaluate run/model split/test --json > metrics.json
     """
@@ -65,10 +71,10 @@ def run_evaluate(
     force: bool = False,
     on_predicted: "Callable[[Iterable[tuple[Document, Document]]], object]" = lambda _: None,
 ) -> dict[str, Any]:
-    """Scores a model.
+    """Scores a model, or documents against documents.
 
     Args:
-        model_folder: A model that nertool trained.
+        model_folder: A model that nertool trained; or documents with entities, which are scored like predictions.
         source: Documents with gold entities, or a cache.
         settings: The `Settings`.
         predictions: Where to write the predicted documents.
@@ -83,35 +89,25 @@ def run_evaluate(
     """
     from collections import Counter
 
-    from nertool.console import progress
-    from nertool.devices import choose_device, choose_precision
-    from nertool.documents import Document
     from nertool.files import check_output, new_folder
     from nertool.formats import ReadReport
     from nertool.formats.kazu import KazuWriter
     from nertool.formats.reading import report_reading, write_rejected
-    from nertool.inference import Runner, predict_documents
     from nertool.matching import SectionPair
     from nertool.metrics import evaluation_report
-    from nertool.model import load_model
     from nertool.provenance import annotators
-    from nertool.representation import Representation, represent
     from nertool.sources import Source
-    from nertool.targets import locate, paint
 
     if predictions is not None:
         check_output(predictions, force=force, source=source)
-    device = choose_device(settings.predict.device)
-    model = load_model(model_folder)
-    model.to(device)
     reading = ReadReport()
-    gold_documents = Source(source, settings, reading).read_all()
-    runner = Runner(device, choose_precision(settings.predict.precision, device), settings.predict.tokens_per_batch)
-    predicted_documents: list[Document] = []
-    with progress("predicting", len(gold_documents), "documents") as advance:
-        for chunk in predict_documents(model, gold_documents, runner, settings.predict.documents_per_chunk):
-            predicted_documents += chunk
-            advance(len(predicted_documents))
+    if _holds_documents(model_folder):
+        gold_documents = Source(source, settings, reading).read_all()
+        predicted_documents = _read_predicted(model_folder, gold_documents, settings)
+        labels = _labels_of(predicted_documents)
+        facts: dict[str, Any] = {"not_representable": None, "classes_unknown_to_the_model": {}}
+    else:
+        gold_documents, predicted_documents, labels, facts = _predict(model_folder, source, settings, reading)
     pairs = [
         SectionPair(number, gold.entities, predicted.entities)
         for number, (gold_document, predicted_document) in enumerate(
@@ -121,23 +117,16 @@ def run_evaluate(
     ]
     report = evaluation_report(
         pairs,
-        model.scheme.labels,
+        labels,
         scheme=settings.evaluate.scheme,
         bootstrap_samples=settings.evaluate.bootstrap_samples,
         bootstrap_seed=settings.evaluate.bootstrap_seed,
     )
-    sections = [section for document in gold_documents for section in document.sections]
-    tokens = model.tokenizer.tokenize([section.text for section in sections])
-    spans = locate(sections, tokens, model.scheme)
-    targets = paint(spans, len(tokens.ids), model.scheme)
-    ceiling: Representation = represent(sections, tokens, spans, targets, model.scheme)
-    labels = Counter(entity.label for section in sections for entity in section.entities)
     report["counts"] |= {
         "documents": len(gold_documents),
         "annotators": dict(Counter(name for document in gold_documents for name in annotators(document))),
         "rejected": len(reading.rejected),
-        "not_representable": ceiling.to_json(),
-        "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in model.scheme.labels)),
+        **facts,
     }
     if predictions is not None:
         with new_folder(predictions, "evaluate", force=force) as folder, KazuWriter(folder) as writer:
@@ -147,6 +136,93 @@ def run_evaluate(
     on_predicted(zip(gold_documents, predicted_documents, strict=True))
     report_reading(reading)
     return report
+
+
+def _predict(
+    model_folder: Path, source: Path, settings: Any, reading: "ReadReport"
+) -> "tuple[list[Document], list[Document], tuple[str, ...], dict[str, Any]]":
+    """Returns the gold and the predicted documents, the model's classes, and what only the model knows of the gold."""
+    from collections import Counter
+
+    from nertool.console import progress
+    from nertool.devices import choose_device, choose_precision
+    from nertool.inference import Runner, predict_documents
+    from nertool.model import load_model
+    from nertool.representation import represent
+    from nertool.sources import Source
+    from nertool.targets import locate, paint
+
+    device = choose_device(settings.predict.device)
+    model = load_model(model_folder)
+    model.to(device)
+    gold_documents = Source(source, settings, reading).read_all()
+    runner = Runner(device, choose_precision(settings.predict.precision, device), settings.predict.tokens_per_batch)
+    predicted_documents: list[Document] = []
+    with progress("predicting", len(gold_documents), "documents") as advance:
+        for chunk in predict_documents(model, gold_documents, runner, settings.predict.documents_per_chunk):
+            predicted_documents += chunk
+            advance(len(predicted_documents))
+    sections = [section for document in gold_documents for section in document.sections]
+    tokens = model.tokenizer.tokenize([section.text for section in sections])
+    spans = locate(sections, tokens, model.scheme)
+    ceiling = represent(sections, tokens, spans, paint(spans, len(tokens.ids), model.scheme), model.scheme)
+    labels = Counter(entity.label for section in sections for entity in section.entities)
+    facts = {
+        "not_representable": ceiling.to_json(),
+        "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in model.scheme.labels)),
+    }
+    return gold_documents, predicted_documents, model.scheme.labels, facts
+
+
+def _holds_documents(path: Path) -> bool:
+    """Tells whether what was given as the model is documents, which somebody else has annotated."""
+    from nertool.formats.output import is_document_file
+
+    if path.is_file():
+        return is_document_file(path)
+    known = (path / name for name in ("nertool.json", "config.json", "run.json", "model"))
+    return path.is_dir() and not any(one.exists() for one in known) and any(path.glob("*.json*"))
+
+
+def _read_predicted(path: Path, gold_documents: "list[Document]", settings: Any) -> "list[Document]":
+    """Returns annotated documents in the order and with the sections of the gold ones.
+
+    Raises:
+        NertoolError: If a section of the gold ones isn't there with the same text.
+    """
+    from dataclasses import replace
+
+    from nertool.console import say
+    from nertool.errors import NertoolError
+    from nertool.formats import ReadReport, read_documents
+
+    by_id = {one.id: one for one in read_documents(path, ReadReport(), skip_invalid=settings.data.skip_invalid)}
+    predicted, missing = [], []
+    for gold in gold_documents:
+        known = list(by_id[gold.id].sections) if gold.id in by_id else []
+        found = []
+        for section in gold.sections:
+            same = [one for one in known if one.text == section.text]
+            best = next((one for one in same if one.name == section.name), same[0] if same else None)
+            if best is None:
+                missing.append(f"{gold.id} ({section.name})")
+            else:
+                known.remove(best)
+                found.append(replace(section, entities=best.entities))
+        predicted.append(replace(gold, sections=tuple(found)))
+    if missing:
+        raise NertoolError(
+            f"{path} lacks {len(missing)} sections of the gold documents: {', '.join(missing[:5])}",
+            "both need the same documents with the same texts",
+        )
+    if left_out := len(by_id.keys() - {gold.id for gold in gold_documents}):
+        say(f"note: {left_out:,} documents of {path} are not among the gold ones, and were left out")
+    return predicted
+
+
+def _labels_of(documents: "list[Document]") -> tuple[str, ...]:
+    labels = {one.label for document in documents for section in document.sections for one in section.entities}
+    return tuple(sorted(labels))
 
 
 def show_report(report: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, comm
 
 if TYPE_CHECKING:
     from nertool.documents import Entity
-    from nertool.label_studio import Server
+    from nertool.label_studio import Project, Server
     from nertool.labelling_sync import Pushed
     from nertool.labelling_tasks import Item
     from nertool.reviews import Review
@@ -167,7 +167,8 @@ def run_push(
         chosen = [item for item in chosen if item.key not in set(ranked)]
     report_reading(reading)
     wanted = Push([items[key] for key in ranked] + chosen, versions, (), ranked, keep_versions)
-    return _send(connect(settings), settings.label_studio.project, wanted)
+    with connect(settings) as server:
+        return _send(server, settings.label_studio.project, wanted)
 
 
 def run_push_spool(folder: Path, settings: "Settings", *, alone: bool = True) -> list[dict[str, Any]]:
@@ -194,19 +195,20 @@ def run_push_spool(folder: Path, settings: "Settings", *, alone: bool = True) ->
         raise NertoolError("--from SPOOL sends what is in the spool", "leave DOCS and --predictions out")
     if not folder.is_dir():
         raise NertoolError(f"{folder} is no spool: there is no such folder")
-    results = []
+    results: list[dict[str, Any]] = []
     with exclusive(folder, wait_seconds=30.0):
         files = spool_files(folder)
         if not files:
             say(f"{folder} is empty: everything has been sent")
-        server = connect(settings) if files else None
-        while files and server is not None:
-            for file in files:
-                one = read_spool(file)
-                wanted = Push(one.items, {one.version: one.predicted}, one.labels, (), one.keep_versions)
-                results.append(_send(server, one.project, wanted))
-                file.unlink()
-            files = spool_files(folder)  # those that came meanwhile
+            return results
+        with connect(settings) as server:
+            while files:
+                for file in files:
+                    one = read_spool(file)
+                    wanted = Push(one.items, {one.version: one.predicted}, one.labels, (), one.keep_versions)
+                    results.append(_send(server, one.project, wanted))
+                    file.unlink()
+                files = spool_files(folder)  # those that came meanwhile
     return results
 
 
@@ -374,10 +376,12 @@ def run_pull(output: Path, settings: "Settings", *, only_reviewed: bool = False,
     from nertool.errors import NertoolError
     from nertool.files import check_output, write_json
     from nertool.formats.output import is_document_file, new_documents
+    from nertool.labelling_sync import existing_project
     from nertool.reviews import REVIEWED, describe, reviewed_documents
 
     check_output(output, force=force, as_file=is_document_file(output))
-    reviews, others = _read_reviews(settings)
+    with connect(settings) as server:
+        reviews, others = _read_reviews(server, existing_project(server, settings.label_studio.project))
     documents = reviewed_documents(reviews, only_reviewed=only_reviewed)
     if not documents:
         what = "no section that people have reviewed" if only_reviewed and reviews else "no sections of nertool's"
@@ -396,14 +400,11 @@ def run_pull(output: Path, settings: "Settings", *, only_reviewed: bool = False,
     return {**summary, "to_look_at": notable}
 
 
-def _read_reviews(settings: "Settings") -> "tuple[list[Review], int]":
+def _read_reviews(server: "Server", project: "Project") -> "tuple[list[Review], int]":
     """Returns what became of all sections, and how many tasks are not nertool's."""
     from nertool.console import progress
-    from nertool.labelling_sync import existing_project
     from nertool.reviews import read_review
 
-    server = connect(settings)
-    project = existing_project(server, settings.label_studio.project)
     users = server.users()
     with progress("exporting", project.tasks, "tasks"):
         tasks = server.export(project.id)
@@ -484,13 +485,13 @@ def status(
     from nertool.labelling_sync import existing_project
 
     settings = settings_from(config, assignments, {"label_studio.project": project})
-    server = connect(settings)
-    found = existing_project(server, settings.label_studio.project)
-    reviews, others = _read_reviews(settings)
-    result = {
-        "id": found.id, "title": found.title, "url": server.project_url(found.id), **_summary(reviews, others),
-        "versions": server.versions(found.id), "shown_version": found.model_version,
-    }  # fmt: skip
+    with connect(settings) as server:
+        found = existing_project(server, settings.label_studio.project)
+        result = {
+            "id": found.id, "title": found.title, "url": server.project_url(found.id),
+            **_summary(*_read_reviews(server, found)),
+            "versions": server.versions(found.id), "shown_version": found.model_version,
+        }  # fmt: skip
     if json:
         print_json(result)
         return
@@ -517,11 +518,12 @@ def list_projects(
     from nertool.console import print_json, say, show
     from nertool.labelling_sync import is_own
 
-    server = connect(settings_from(config, assignments, {}))
-    projects = [project for project in server.projects() if is_own(project)]
-    rows = [
-        {"id": one.id, "title": one.title, "tasks": one.tasks, "url": server.project_url(one.id)} for one in projects
-    ]
+    with connect(settings_from(config, assignments, {})) as server:
+        rows = [
+            {"id": one.id, "title": one.title, "tasks": one.tasks, "url": server.project_url(one.id)}
+            for one in server.projects()
+            if is_own(one)
+        ]
     if json:
         print_json(rows)
         return
@@ -556,18 +558,18 @@ def delete(
     if project is None:
         raise NertoolError("no project is named", "nertool ls-sync delete --project NAME")
     settings = settings_from(config, assignments, {"label_studio.project": project})
-    server = connect(settings)
-    found = existing_project(server, project)
-    reviews, others = _read_reviews(settings)
-    touched = sum(one.status not in ("unchanged", "open") for one in reviews)
-    if (touched or others) and not force:
-        parts = [f"people's work on {touched:,} sections"] * bool(touched)
-        parts += [f"{others:,} tasks that are not nertool's"] * bool(others)
-        raise NertoolError(
-            f"the project {project!r} holds {' and '.join(parts)}",
-            f"get it first: nertool ls-sync pull OUT --project {project!r}; then --force deletes it all",
-        )
-    server.delete_project(found.id)
+    with connect(settings) as server:
+        found = existing_project(server, project)
+        reviews, others = _read_reviews(server, found)
+        touched = sum(one.status not in ("unchanged", "open") for one in reviews)
+        if (touched or others) and not force:
+            parts = [f"people's work on {touched:,} sections"] * bool(touched)
+            parts += [f"{others:,} tasks that are not nertool's"] * bool(others)
+            raise NertoolError(
+                f"the project {project!r} holds {' and '.join(parts)}",
+                f"get it first: nertool ls-sync pull OUT --project {project!r}; then --force deletes it all",
+            )
+        server.delete_project(found.id)
     if json:
         print_json({"deleted": found.id, "title": found.title, "sections": len(reviews)})
     else:

@@ -129,9 +129,11 @@ def show_predictions(
 
 def _version(model: Path) -> str:
     """Returns how a model's predictions are called, as during its training: RUN@STEP."""
-    from nertool.model import model_facts
+    from nertool.model import NERTOOL_FILE, model_facts
 
     folder = model.resolve()
+    if not (folder / NERTOOL_FILE).is_file():
+        return folder.name  # documents of somebody else
     name = folder.parent.name if folder.name == "model" else folder.name
     step = model_facts(model).get("step")
     return name if step is None else f"{name}@{step}"
