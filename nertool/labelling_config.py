@@ -6,7 +6,7 @@ Source: the tags are those of Label Studio's own documentation (Labels, Text, Fi
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from xml.etree import ElementTree as ET
 
@@ -19,7 +19,9 @@ JOIN_RELATION = "continues"
 # What Label Studio's own shortcuts leave free.
 _HOTKEYS = "1234567890qwetasdfgzxcvbyiopjklnm"
 _STICKY = "position: sticky; top: 0; z-index: 3; padding: 4px 0; background: var(--color-neutral-background, #fff);"
-_COLOURS = 32
+# A quarter of the palette stays free, so these do for 18 classes.
+_COLOURS = 24
+_TINT = 0.3  # how much of a colour lies behind a mention
 _FEWEST_LABELS_WITH_FILTER = 10
 # Luminances: a contrast of 4.5 with white, and not so dark that all look black.
 _LIGHTEST, _DARKEST = 1.05 / 4.5 - 0.05, 0.03
@@ -45,7 +47,7 @@ def make_config(labels: Iterable[str]) -> str:
     ET.SubElement(view, "Text", name=TEXT, value="$text", granularity="symbol")
     # Label Studio lets nobody save an annotation in which nothing has changed: this is how one says that it is right.
     review = ET.SubElement(view, "Choices", name=REVIEW, toName=TEXT, choice="multiple", showInline="true")
-    ET.SubElement(review, "Choice", value=CHECKED, hotkey="shift+c")
+    ET.SubElement(review, "Choice", value="The entities are right", alias=CHECKED, hotkey="shift+c")
     relations = ET.SubElement(view, "Relations")
     ET.SubElement(relations, "Relation", value=JOIN_RELATION)
     ET.indent(view)
@@ -108,20 +110,21 @@ def label_colours(labels: Iterable[str], taken: Mapping[str, str] | None = None)
 
 @cache
 def palette(size: int) -> tuple[str, ...]:
-    """Returns colours as different as can be, in which a class's name reads well on white (a contrast of 4.5 or more).
+    """Returns colours whose tints are as different as can be, and in which a class's name reads well on white.
 
-    Label Studio writes the names in these colours beside the text, and lays a pale tint of them behind the mentions.
-    They are picked one by one, each as far as possible from those before. Distances are those in Oklab, in which equal
-    ones look equal. Source: B. Ottosson, "A perceptual color space for image processing" (2020); contrast: WCAG 2.1.
+    Label Studio lays a tint of a class's colour behind its mentions, and writes its name in the colour itself beside
+    the text: the names have a contrast of 4.5 or more. The colours are picked one by one, each with its tint as far as
+    possible from those before. Distances are those in Oklab, in which equal ones look equal.
+    Source: B. Ottosson, "A perceptual color space for image processing" (2020); contrast: WCAG 2.1.
     """
-    candidates = _candidates()
-    chosen = [max(candidates, key=lambda colour: math.hypot(colour[1], colour[2]))]
-    distances = [math.dist(colour, chosen[0]) for colour in candidates]
+    candidates = [colour for colour in _grid() if _DARKEST <= _luminance(colour) <= _LIGHTEST]
+    tints = [_oklab([1 - _TINT + _TINT * _encode(part) for part in colour]) for colour in candidates]
+    chosen = [max(range(len(tints)), key=lambda i: math.hypot(*tints[i][1:]))]
+    distances = [math.dist(tint, tints[chosen[0]]) for tint in tints]
     while len(chosen) < size:
-        farthest = max(range(len(candidates)), key=distances.__getitem__)
-        chosen.append(candidates[farthest])
-        distances = [min(old, math.dist(colour, chosen[-1])) for old, colour in zip(distances, candidates, strict=True)]
-    return tuple(_hex(colour) for colour in chosen)
+        chosen.append(max(range(len(tints)), key=distances.__getitem__))
+        distances = [min(old, math.dist(tint, tints[chosen[-1]])) for old, tint in zip(distances, tints, strict=True)]
+    return tuple("#" + "".join(f"{round(255 * _encode(part)):02x}" for part in candidates[i]) for i in chosen)
 
 
 def _parse(config: str) -> tuple[ET.Element, ET.Element]:
@@ -149,39 +152,39 @@ def _add_labels(tag: ET.Element, labels: Sequence[str]) -> None:
             element.set("hotkey", key)
 
 
-def _candidates() -> list[Colour]:
-    grid = itertools.product(
-        (0.36, 0.42, 0.48, 0.54, 0.6), (0.03, 0.07, 0.11, 0.15, 0.19, 0.23, 0.27), range(0, 360, 6)
-    )
-    colours = [
-        (light, chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue)))
-        for light, chroma, hue in grid
-    ]
-    return [
-        colour
-        for colour in colours
-        if all(0 <= part <= 1 for part in _rgb(colour)) and _DARKEST <= _luminance(colour) <= _LIGHTEST
-    ]
+def _grid() -> Iterator[Colour]:
+    """Yields linear red, green and blue of colours from all over what a screen shows."""
+    lights, chromas = (0.36, 0.42, 0.48, 0.54, 0.6), (0.03, 0.07, 0.11, 0.15, 0.19, 0.23, 0.27)
+    for light, chroma, hue in itertools.product(lights, chromas, range(0, 360, 6)):
+        a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
+        x = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
+        y = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
+        z = (light - 0.0894841775 * a - 1.2914855480 * b) ** 3
+        colour = (
+            4.0767416621 * x - 3.3077115913 * y + 0.2309699292 * z,
+            -1.2684380046 * x + 2.6097574011 * y - 0.3413193965 * z,
+            -0.0041960863 * x - 0.7034186147 * y + 1.7076147010 * z,
+        )
+        if all(0 <= part <= 1 for part in colour):
+            yield colour
 
 
-def _rgb(colour: Colour) -> Colour:
-    """Returns linear red, green and blue, beyond [0, 1] where no screen shows the colour."""
-    light, a, b = colour
-    x = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    y = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    z = (light - 0.0894841775 * a - 1.2914855480 * b) ** 3
+def _oklab(encoded: Sequence[float]) -> Colour:
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in encoded)
+    x = math.cbrt(0.4122214708 * red + 0.5363325363 * green + 0.0514459929 * blue)
+    y = math.cbrt(0.2119034982 * red + 0.6806995451 * green + 0.1073969566 * blue)
+    z = math.cbrt(0.0883024619 * red + 0.2817188376 * green + 0.6299787005 * blue)
     return (
-        4.0767416621 * x - 3.3077115913 * y + 0.2309699292 * z,
-        -1.2684380046 * x + 2.6097574011 * y - 0.3413193965 * z,
-        -0.0041960863 * x - 0.7034186147 * y + 1.7076147010 * z,
+        0.2104542553 * x + 0.7936177850 * y - 0.0040720468 * z,
+        1.9779984951 * x - 2.4285922050 * y + 0.4505937099 * z,
+        0.0259040371 * x + 0.7827717662 * y - 0.8086757660 * z,
     )
 
 
 def _luminance(colour: Colour) -> float:
-    red, green, blue = _rgb(colour)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
 
 
-def _hex(colour: Colour) -> str:
-    parts = (12.92 * part if part <= 0.0031308 else 1.055 * part ** (1 / 2.4) - 0.055 for part in _rgb(colour))
-    return "#" + "".join(f"{round(part * 255):02x}" for part in parts)
+def _encode(part: float) -> float:
+    """Returns the sRGB value, in [0, 1], of a linear one."""
+    return 12.92 * part if part <= 0.0031308 else 1.055 * part ** (1 / 2.4) - 0.055
