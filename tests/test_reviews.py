@@ -1,0 +1,112 @@
+"""What people did, read from exported tasks as the server writes them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nertool.documents import Document, Entity, Section, Span
+from nertool.labelling_tasks import Item, make_result, make_task, mentions
+from nertool.provenance import annotators
+from nertool.reviews import Review, has_peoples_work, meta_of, read_review, reviewed_documents
+
+TEXT = "lung and liver cancer"
+LUNG, LIVER = Entity("organ", (Span(0, 4),), "lung", "llm"), Entity("organ", (Span(9, 14),), "liver", "llm")
+USERS = {1: "tool@example.org", 2: "ann@example.org", 3: "bo@example.org"}
+
+
+def annotation(*entities: Entity, person: int = 2, when: str = "2026-01-02", **facts: Any) -> dict[str, Any]:
+    result = make_result(entities, TEXT)
+    return {"id": 1, "result": result, "completed_by": person, "updated_at": when, "lead_time": 1.5} | facts
+
+
+def task(*annotations: dict[str, Any], gold: tuple[Entity, ...] | None = (LUNG, LIVER), **facts: Any) -> dict[str, Any]:
+    made = make_task(Item("d", 0, Section("body", TEXT, gold or ()), gold is not None))
+    ours = [
+        {"id": 9, "completed_by": 1, "updated_at": "2026-01-01", "lead_time": None, **one}
+        for one in made.pop("annotations", [])
+    ]
+    return {"id": 5, **made, "annotations": [*ours, *annotations], "drafts": [], **facts}
+
+
+def read(*annotations: dict[str, Any], **facts: Any) -> Review:
+    review = read_review(task(*annotations, **facts), USERS)
+    assert review is not None
+    return review
+
+
+@pytest.mark.parametrize(
+    ("annotations", "facts", "status", "holds"),
+    [
+        ([], {}, "unchanged", (LUNG, LIVER)),
+        ([annotation(LUNG, LIVER)], {}, "confirmed", (LUNG, LIVER)),
+        ([annotation(LUNG)], {}, "corrected", (LUNG,)),
+        ([annotation()], {}, "corrected", ()),
+        ([annotation(LUNG, lead_time=None)], {}, "corrected", (LUNG,)),  # through the API, by a script
+        ([annotation(LUNG), annotation(LIVER, person=3)], {}, "conflict", (LUNG, LIVER)),
+        ([annotation(LUNG), annotation(LUNG, person=3)], {}, "corrected", (LUNG,)),
+        ([annotation(LUNG), annotation(LIVER, when="2026-01-03")], {}, "corrected", (LIVER,)),  # the same person
+        ([annotation(was_cancelled=True)], {}, "skipped", (LUNG, LIVER)),
+        ([annotation(was_cancelled=True), annotation(LUNG, person=3)], {}, "corrected", (LUNG,)),
+        ([], {"drafts": [{"result": []}]}, "draft", (LUNG, LIVER)),
+        ([], {"gold": None}, "open", ()),
+        ([annotation(LUNG)], {"gold": None}, "annotated", (LUNG,)),
+        ([annotation()], {"gold": ()}, "confirmed", ()),
+        ([], {"gold": ()}, "unchanged", ()),
+    ],
+)  # fmt: skip
+def test_statuses(annotations: list[Any], facts: dict[str, Any], status: str, holds: tuple[Entity, ...]) -> None:
+    review = read(*annotations, **facts)
+    assert review.status == status
+    assert mentions(review.section.entities) == mentions(holds)
+    assert has_peoples_work(task(*annotations, **facts)) == (status not in ("unchanged", "open"))
+
+
+def test_the_gold_annotation_edited_in_place_is_the_editors() -> None:
+    edited = task()
+    edited["annotations"] = [annotation(LUNG, person=1, updated_by=3)]
+    review = read_review(edited, USERS)
+    assert review is not None
+    assert (review.status, review.opinions[0].person) == ("corrected", "bo@example.org")
+    assert review.section.entities == (LUNG,)  # with its namespace, as it was sent
+
+
+def test_a_push_that_was_cut_between_its_two_steps_is_no_correction() -> None:
+    cut = task(gold=(LUNG,))
+    cut["annotations"][0]["result"] = make_result((LUNG, LIVER), TEXT)
+    assert has_peoples_work(cut)
+    cut["meta"]["nertool"]["gold_before"] = task()["meta"]["nertool"]["gold"]
+    review = read_review(cut, USERS)
+    assert review is not None
+    assert review.status == "unchanged"
+    assert mentions(review.section.entities) == mentions([LUNG, LIVER])
+    assert not has_peoples_work(cut)
+
+
+@pytest.mark.parametrize(
+    "change", [{"meta": {}}, {"meta": None}, {"data": {"text": 3}}, {"data": {"text": TEXT, "nertool_id": "x"}}]
+)
+def test_tasks_of_others_are_not_ours(change: dict[str, Any]) -> None:
+    assert meta_of({**task(), **change}) is None
+    assert read_review({**task(), **change}, USERS) is None
+    assert has_peoples_work({**task(), **change})
+
+
+def test_documents_tell_who_reviewed_them() -> None:
+    first, second = read(annotation(LUNG)), replace(read(), index=1)
+    (document,) = reviewed_documents([second, first], only_reviewed=False)
+    assert [section.extra["metadata"]["label_studio"]["status"] for section in document.sections] == [
+        "corrected",
+        "unchanged",
+    ]
+    assert document.extra["metadata"]["nertool_review"] == {
+        "sections": {"corrected": 1, "unchanged": 1}, "people": ["ann@example.org"],
+    }  # fmt: skip
+    assert set(annotators(document)) == {"a person in Label Studio", "llm"}
+    (only,) = reviewed_documents([second, first], only_reviewed=True)
+    assert len(only.sections) == 1
+    assert list(annotators(only)) == ["a person in Label Studio"]
+    assert reviewed_documents([second], only_reviewed=True) == []
+    (plain,) = reviewed_documents([second], only_reviewed=False)
+    assert isinstance(plain, Document)
+    assert "metadata" not in plain.extra
