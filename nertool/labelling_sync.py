@@ -37,6 +37,8 @@ QUEUE_FIELD = "queue"
 QUEUE_TAB = "Queue"
 # Beyond so many wrong predictions of a version it is quicker to delete all of it.
 _MOST_DELETED_ONE_BY_ONE = 100
+# Each import of predictions costs the server seconds, however few they are, and more the more tasks there are.
+_PREDICTIONS_PER_TASK = 10
 
 Task = Mapping[str, Any]
 
@@ -223,7 +225,7 @@ def _import_missing(
         try:
             for sent in _send_all(
                 server, missing, lambda item: _ranked(make_task(item), ranks), lambda item: item.key,
-                lambda batch: server.import_tasks(project, batch),
+                lambda batch: server.import_tasks(project, batch), server.settings.tasks_per_request,
             ):  # fmt: skip
                 advance(there + sent, "sections")
             trouble = None
@@ -342,6 +344,7 @@ def _bring_predictions(
             for sent in _send_all(
                 server, missing, lambda row: row, lambda row: f"the prediction of task {row['task']}",
                 lambda batch: server.import_predictions(project, batch),
+                server.settings.tasks_per_request * _PREDICTIONS_PER_TASK,
             ):  # fmt: skip
                 advance(before + sent, f"predictions of {version}")
             if server.versions(project).get(version) == len(rows):
@@ -405,6 +408,7 @@ def _send_all(
     make: Callable[[Any], Mapping[str, Any]],
     name: Callable[[Any], str],
     send: Callable[[Sequence[Mapping[str, Any]]], None],
+    most_rows: int,
 ) -> Iterator[int]:
     """Sends rows in requests that are neither too many rows nor too many bytes; yields how many are sent.
 
@@ -412,13 +416,12 @@ def _send_all(
         NertoolError: If a single row is too large.
         TroubleError: If the server is in trouble; the rows before may be there.
     """
-    settings = server.settings
-    most_bytes = settings.bytes_per_request
+    most_bytes = server.settings.bytes_per_request
     position = 0
     while position < len(rows):
         batch: list[Mapping[str, Any]] = []
         size = 0
-        for row in rows[position : position + settings.tasks_per_request]:
+        for row in rows[position : position + most_rows]:
             made = make(row)
             bytes_of_row = len(orjson.dumps(made))
             if batch and size + bytes_of_row > most_bytes:

@@ -253,7 +253,9 @@ class LabelStudioSettings(_Part):
     patience_seconds: float = Field(
         180.0, ge=0.0, description="How long to try again while the server is silent, busy or broken, before giving up."
     )
-    tasks_per_request: int = Field(500, ge=1, description="Most sections, or predictions, sent at a time.")
+    tasks_per_request: int = Field(
+        500, ge=1, description="Most sections sent at a time; of predictions ten times as many."
+    )
     bytes_per_request: int = Field(
         4_000_000, ge=1000, description="Most bytes sent at a time; halved where the server says that it is too much."
     )

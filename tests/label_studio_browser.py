@@ -2,7 +2,7 @@
 
     PYTHON -m tests.label_studio_browser JOB.json
 
-JOB has `url`, `email`, `password`, `steps`: a list of `["open", task page]`, `["shot", file]`, `["compare"]`,
+JOB has `url`, `email`, `password`, `chromium` and `steps`: a list of `["open", task page]`, `["shot", file]`, `["compare"]`,
 `["mark", class, text]` (choose a class and mark a text with the mouse), `["delete", text]`, `["check"]`, `["save"]`.
 """
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--force-color-profile=srgb",
@@ -35,7 +34,7 @@ PLACE = """(wanted) => {
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=job["chromium"], args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.goto(f"{job['url']}/user/login/")
         page.fill("input[name=email]", job["email"])
