@@ -12,7 +12,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,16 +76,30 @@ def commands_page() -> str:
         "| 1 | a defect of nertool |",
         "",
     ]
-    for registered in app.registered_commands:
-        function = registered.callback
-        assert function is not None
+    for name, function in _commands():
         parameters = [_Parameter(parameter) for parameter in inspect.signature(function).parameters.values()]
         usage = [parameter.usage for parameter in parameters if parameter.required or not parameter.option]
-        lines += [f"## `nertool {function.__name__}`", ""]
-        lines += ["```text", " ".join(["nertool", function.__name__, *usage, "[OPTIONS]"]), "```", ""]
+        lines += [f"## `nertool {name}`", ""]
+        lines += ["```text", " ".join(["nertool", name, *usage, "[OPTIONS]"]), "```", ""]
         lines += [*_paragraphs(inspect.getdoc(function) or ""), "| argument or option | meaning |", "|---|---|"]
         lines += [f"| `{parameter.usage.strip('[]')}` | {parameter.meaning} |" for parameter in parameters] + [""]
     return "\n".join(lines)
+
+
+def _commands() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yields the name and function of each command, those of groups with the group's name before theirs."""
+    groups = [
+        ("", app),
+        *(
+            (f"{group.name or group.typer_instance.info.name} ", group.typer_instance)
+            for group in app.registered_groups
+        ),
+    ]
+    for prefix, group in groups:
+        for registered in group.registered_commands:
+            function = registered.callback
+            assert function is not None
+            yield f"{prefix}{registered.name or function.__name__}", function
 
 
 class _Parameter:
@@ -108,7 +122,7 @@ class _Parameter:
         """What it means, and what it is by default."""
         if self.required:
             return self._info.help + (" (required)" if self.option else "")
-        return self._info.help + ("" if self.option else f" (default `{self._default}`)")
+        return self._info.help + ("" if self.option or self._default is None else f" (default `{self._default}`)")
 
 
 PAGES = {REFERENCE / "settings.md": settings_page, REFERENCE / "commands.md": commands_page}

@@ -2,8 +2,9 @@
 
     PYTHON -m tests.label_studio_browser JOB.json
 
-JOB has `url`, `email`, `password`, `chromium` and `steps`: a list of `["open", task page]`, `["shot", file]`, `["compare"]`,
-`["mark", class, text]` (choose a class and mark a text with the mouse), `["delete", text]`, `["check"]`, `["save"]`.
+JOB has `url`, `email`, `password`, `chromium` (its path) and `steps`, a list of `["open", task page]`, `["shot", file]`,
+`["compare"]`, `["mark", class, text]` (choose a class and mark a text with the mouse), `["delete", text]`, `["check"]`
+and `["save"]`.
 """
 
 import json

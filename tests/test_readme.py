@@ -132,6 +132,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_command_is_in_the_readme_and_has_a_page() -> None:
     names = set(typer.main.get_command(app).commands)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert names == set(re.findall(r"^\| \[`nertool (\w+)`\]", readme, re.MULTILINE))
+    assert names == set(re.findall(r"^\| \[`nertool ([\w-]+)`\]", readme, re.MULTILINE))
     pages = {path.stem for path in (ROOT / "docs" / "howto").glob("*.md")}
     assert names - {"demo"} <= pages
