@@ -49,7 +49,8 @@ def tests(session: nox.Session) -> None:
 @nox.session(venv_backend=IN_PLACE)
 def slow(session: nox.Session) -> None:
     """The tests that take minutes: whole runs, killed and resumed ones."""
-    session.run(HERE, "-m", "pytest", "-m", "slow", *session.posargs, success_codes=[0, 5])  # 5: there are none
+    marked = "slow and not label_studio"  # those have a session of their own
+    session.run(HERE, "-m", "pytest", "-m", marked, *session.posargs, success_codes=[0, 5])  # 5: there are none
 
 
 @nox.session(venv_backend=IN_PLACE)
@@ -77,7 +78,7 @@ def kazu(session: nox.Session) -> None:
 
 @nox.session
 def label_studio(session: nox.Session) -> None:
-    """ls-sync against a real Label Studio, which gets an environment of its own, as it pins hundreds of packages."""
+    """ls-sync against a real Label Studio; `-- -m "label_studio and not slow"` leaves out what takes a minute."""
     session.install("label-studio==1.23.2", "playwright")
     python = Path(session.bin) / "python"
     template = Path(session.create_tmp()) / "template"

@@ -48,7 +48,7 @@ class TroubleError(Exception):
         self.refused_token = refused_token
 
 
-class TooLargeError(Exception):
+class TooLargeError(NertoolError):
     """The body of the request is larger than the server, or a proxy before it, takes."""
 
 
@@ -367,7 +367,9 @@ class Server:
                 f"Label Studio at {self.url} refuses the token: {reason}", _token_hint(reason, self._token)
             )
         if status == 413:
-            return TooLargeError(reason)
+            return TooLargeError(
+                f"the server takes no request so large: {reason}", "raise the limit of the proxy before it"
+            )
         if status in (408, 409, 425, 429) or status >= 500:
             return TroubleError(f"status {status}: {reason}", _retry_after(error.headers or {}))
         if 300 <= status < 400:

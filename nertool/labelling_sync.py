@@ -430,10 +430,10 @@ def _send_all(
             size += bytes_of_row
         try:
             send(batch)
-        except TooLargeError as error:
+        except TooLargeError:
             if len(batch) == 1:
                 raise NertoolError(
-                    f"{name(rows[position])} is too large for the server: {size:,} bytes ({error})",
+                    f"{name(rows[position])} is too large for the server: {size:,} bytes",
                     "raise the limit of the server or of the proxy before it, or leave the section out",
                 ) from None
             most_bytes = size // 2

@@ -2,7 +2,7 @@
 
     PYTHON -m tests.label_studio_browser JOB.json
 
-JOB has `url`, `email`, `password`, `chromium` (its path) and `steps`, a list of `["open", task page]`, `["shot", file]`,
+JOB has `url`, `email`, `password`, `chromium` (its path) and `steps`, a list of `["open", page]`, `["shot", file]`,
 `["compare"]`, `["mark", class, text]` (choose a class and mark a text with the mouse), `["delete", text]`, `["check"]`
 and `["save"]`.
 """
@@ -36,7 +36,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=job["chromium"], args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page = browser.new_page(viewport={"width": 1200, "height": 760})
         page.goto(f"{job['url']}/user/login/")
         page.fill("input[name=email]", job["email"])
         page.fill("input[name=password]", job["password"])
@@ -54,7 +54,7 @@ def open_task(page: Page, url: str, path: str) -> None:
 
 
 def shot(page: Page, _url: str, file: str) -> None:
-    page.mouse.move(700, 880)
+    page.mouse.move(600, 740)
     page.wait_for_timeout(500)
     page.screenshot(path=file)
 

@@ -7,8 +7,10 @@ interpreter of an environment that has `label-studio` installed.
 """
 
 import argparse
+import http.cookiejar
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -17,12 +19,20 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 EMAIL, PASSWORD = "robot@example.org", "not-a-secret-1"
 START_SECONDS = 180
+
+
+class Person(NamedTuple):
+    """Somebody with an account."""
+
+    email: str
+    token: str
 
 
 class LabelStudioServer:
@@ -83,10 +93,24 @@ class LabelStudioServer:
             self._process.wait()
             self._process = None
 
-    def ask(self, method: str, path: str, body: object = None) -> object:
-        """Sends a request as the user of `token`, without the SDK."""
+    def join(self, email: str) -> Person:
+        """Signs another person up, as the link of an invitation does."""
+        invitation: Any = self.ask("GET", "/api/invite")
+        link = self.url + invitation["invite_url"]
+        cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), cookies)
+        page = opener.open(link).read().decode()
+        secret = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)
+        assert secret is not None
+        form = {"csrfmiddlewaretoken": secret[1], "email": email, "password": PASSWORD}
+        opener.open(urllib.request.Request(link, urllib.parse.urlencode(form).encode(), {"Referer": link})).close()
+        with opener.open(f"{self.url}/api/current-user/token") as response:
+            return Person(email, json.loads(response.read())["token"])
+
+    def ask(self, method: str, path: str, body: object = None, token: str = "") -> object:
+        """Sends a request as the user of `token`, by default the first one, without the SDK."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Token {self.token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Token {token or self.token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=60) as response:
