@@ -368,6 +368,12 @@ Layer = tuple[str, Any, str]
 
 # What follows a name like these is not shown, even where the name is misspelt or the equals sign is missing.
 _SECRET_VALUE = re.compile(r"(?<=key|ken)(?!s_).+|(?<=secret|passwd).+|(?<=password).+", re.IGNORECASE | re.DOTALL)
+_LONGEST_PLAIN_VALUE = 8
+_NAMES = {
+    f"{section}.{key}"
+    for section, part in Settings.model_fields.items()
+    for key in part.annotation.model_fields  # type: ignore[union-attr]
+}
 _SECRETS = {
     f"{section}.{key}"
     for section, part in Settings.model_fields.items()
@@ -408,7 +414,9 @@ def _assignment_layer(assignments: Sequence[str], problems: list[str]) -> list[L
     layers: list[Layer] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        origin = f"--set {_SECRET_VALUE.sub('…', assignment)}"
+        # What a misspelt name was given may be a secret, if it is as long as one.
+        hidden = name.strip() not in _NAMES and len(text) > _LONGEST_PLAIN_VALUE
+        origin = f"--set {f'{name}=…' if hidden else _SECRET_VALUE.sub('…', assignment)}"
         if not equals:
             problems.append(f"{origin}: write --set SECTION.NAME=VALUE")
         else:
