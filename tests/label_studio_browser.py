@@ -36,7 +36,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=job["chromium"], args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1200, "height": 760})
+        page = browser.new_page(viewport={"width": 1360, "height": 800})
         page.goto(f"{job['url']}/user/login/")
         page.fill("input[name=email]", job["email"])
         page.fill("input[name=password]", job["password"])
@@ -54,7 +54,7 @@ def open_task(page: Page, url: str, path: str) -> None:
 
 
 def shot(page: Page, _url: str, file: str) -> None:
-    page.mouse.move(600, 740)
+    page.mouse.move(680, 780)
     page.wait_for_timeout(500)
     page.screenshot(path=file)
 
