@@ -157,7 +157,10 @@ def remove_own(folder: Path) -> None:
         NertoolError: If there is no manifest, or a file that the manifest doesn't name.
     """
     check_own(folder)
-    shutil.rmtree(folder)
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)  # a process that is left from an earlier command may still be removing files in it
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_own(folder: Path) -> None:

@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
-import httpx
 import orjson
-from label_studio_sdk import LabelStudio
-from label_studio_sdk.core.api_error import ApiError
 
 from nertool.console import say
 from nertool.errors import NertoolError
 from nertool.settings import LabelStudioSettings
+
+try:
+    import httpx
+    from label_studio_sdk import LabelStudio
+    from label_studio_sdk.core.api_error import ApiError
+except ImportError as missing:
+    raise NertoolError("Label Studio's SDK is not installed", 'pip install "nertool[label-studio]"') from missing
 
 Result = TypeVar("Result")
 
@@ -29,10 +33,10 @@ _PAGE = 1000
 _LONGEST_REASON_CHARS = 300
 _LONGEST_WAIT_SECONDS = 15.0
 _REFUSALS_OF_A_TOKEN = 3
-_EXPORT_SECONDS = 900.0  # all of it is made before the first byte comes
+_LONG_SECONDS = 900.0  # what concerns all of a large project is done before the first byte comes
 
 
-class TroubleError(Exception):
+class TroubleError(NertoolError):
     """Nobody knows whether the server did what it was asked.
 
     Args:
@@ -42,7 +46,7 @@ class TroubleError(Exception):
     """
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0, *, refused_token: bool = False) -> None:
-        super().__init__(reason)
+        super().__init__(f"Label Studio: {reason}", "the same command goes on where it was")
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
         self.refused_token = refused_token
@@ -87,15 +91,15 @@ class Server:
         try:
             self._client = self._new_client()
             self.user = str(self._do(self._client.users.whoami).email)
-        except NertoolError:
-            self.close()
-            raise
         except TroubleError as trouble:
             self.close()
             raise NertoolError(
                 f"Label Studio at {self.url} doesn't answer: {trouble.reason}",
                 "is it running, and is label_studio.url right? (label-studio start)",
             ) from None
+        except NertoolError:
+            self.close()
+            raise
         self._known = True
 
     def __enter__(self) -> Self:
@@ -138,7 +142,9 @@ class Server:
 
     def delete_project(self, project: int) -> None:
         """Deletes a project with all that is in it."""
-        self.patiently(lambda: self._do(self._client.projects.delete, id=project), gone_is_done=True)
+        self.patiently(
+            lambda: self._send("DELETE", f"api/projects/{project}/", None, seconds=_LONG_SECONDS), gone_is_done=True
+        )
 
     # Tasks and annotations
 
@@ -202,7 +208,7 @@ class Server:
         """Returns all tasks with annotations and drafts, and of predictions the ids."""
 
         def download(**options: Any) -> Any:
-            options["request_options"]["timeout_in_seconds"] = max(_EXPORT_SECONDS, self.settings.timeout_seconds)
+            options["request_options"]["timeout_in_seconds"] = max(_LONG_SECONDS, self.settings.timeout_seconds)
             chunks = self._client.projects.exports.download_sync(
                 project, export_type="JSON", download_all_tasks=True, **options
             )
@@ -226,7 +232,9 @@ class Server:
 
     def predictions(self, project: int) -> list[dict[str, Any]]:
         """Returns all predictions: `id`, `task`, `model_version`, `result` and more."""
-        found: list[dict[str, Any]] = self.patiently(lambda: self._get("api/predictions/", {"project": project}))
+        found: list[dict[str, Any]] = self.patiently(
+            lambda: self._send("GET", "api/predictions/", None, {"project": project}, _LONG_SECONDS)
+        )
         return found
 
     def import_predictions(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> None:
@@ -249,7 +257,9 @@ class Server:
     def delete_version(self, project: int, version: str) -> None:
         """Deletes all predictions of a model version."""
         self.patiently(
-            lambda: self._send("DELETE", f"api/projects/{project}/model-versions/", {"model_version": version})
+            lambda: self._send(
+                "DELETE", f"api/projects/{project}/model-versions/", {"model_version": version}, seconds=_LONG_SECONDS
+            )
         )
 
     # Tabs of the data manager
@@ -319,10 +329,16 @@ class Server:
     def _get(self, path: str, query: Mapping[str, Any]) -> Any:
         return self._send("GET", path, None, query)
 
-    def _send(self, method: str, path: str, body: Any, query: Mapping[str, Any] | None = None) -> Any:
-        """Asks what the SDK has no method for, or only a slow one, with its own connection and token."""
+    def _send(
+        self, method: str, path: str, body: Any, query: Mapping[str, Any] | None = None, seconds: float = 0.0
+    ) -> Any:
+        """Asks what the SDK has no method for, or only a slow one, with its own connection and token.
+
+        `seconds` is how long that may take, if that is longer than usual.
+        """
 
         def send(**options: Any) -> Any:
+            options["request_options"]["timeout_in_seconds"] = max(seconds, self.settings.timeout_seconds)
             http = self._client._client_wrapper.httpx_client
             response = http.request(path, method=method, params=dict(query or {}), json=body, **options)
             if response.status_code >= 300:
@@ -428,16 +444,13 @@ class Patience:
         """
         settings = self._server.settings
         self._refusals += trouble.refused_token
-        if self._refusals >= _REFUSALS_OF_A_TOKEN:
-            raise NertoolError(
-                f"Label Studio doesn't take the token any more: {trouble.reason}",
-                "set NERTOOL_LABEL_STUDIO__TOKEN to a valid one; the same command then goes on where it was",
-            )
         seconds = max(trouble.retry_after_seconds, min(_LONGEST_WAIT_SECONDS, 0.5 * 2**self._troubles))
         lost = time.monotonic() - self._begun
         if lost + seconds > settings.patience_seconds:
+            asked = f", and asks to wait for {seconds:.0f} s" if trouble.retry_after_seconds else ""
             raise NertoolError(
-                f"Label Studio at {self._server.url} gives nothing but trouble for {lost:.0f} s now: {trouble.reason}",
+                f"Label Studio at {self._server.url} gives nothing but trouble for {lost:.0f} s now{asked}: "
+                f"{trouble.reason}",
                 "the same command goes on where it was",
             )
         if self._troubles == 0:
@@ -445,7 +458,16 @@ class Patience:
         self._troubles += 1
         time.sleep(seconds)
         if trouble.refused_token:
-            self._server.renew()
+            try:
+                self._server.renew()
+            except TroubleError as refused:  # the token itself has expired
+                trouble = refused
+                self._refusals = _REFUSALS_OF_A_TOKEN
+        if self._refusals >= _REFUSALS_OF_A_TOKEN:
+            raise NertoolError(
+                f"Label Studio doesn't take the token any more: {trouble.reason}",
+                "set NERTOOL_LABEL_STUDIO__TOKEN to a valid one; the same command then goes on where it was",
+            )
 
 
 class _GoneError(NertoolError):

@@ -3,10 +3,13 @@
 Training must neither wait for a server nor fail with it: it writes a file to its spool, and another process sends it.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -39,7 +42,7 @@ class Spooled(NamedTuple):
 
 
 def write_spool(folder: Path, spooled: Spooled) -> Path:
-    """Writes a file that `read_spool` reads; it appears whole, and replaces one of the same version."""
+    """Writes a file that `read_spool` reads; it appears whole, and replaces one of the same version and sections."""
     head = {
         "spool": SPOOL_FORMAT, "project": spooled.project, "version": spooled.version, "labels": spooled.labels,
         "keep_versions": spooled.keep_versions,
@@ -54,7 +57,8 @@ def write_spool(folder: Path, spooled: Spooled) -> Path:
         facts = {"index": item.index, "has_gold": item.has_gold}
         lines += [orjson.dumps(facts), shown, predicted]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{safe_file_name(spooled.version)}{ENDING}"
+    what = orjson.dumps([spooled.project, spooled.version, [item.key for item in spooled.items]])
+    path = folder / f"{safe_file_name(spooled.version)}-{hashlib.sha256(what).hexdigest()[:8]}{ENDING}"
     write_atomic(path, b"".join(line + b"\n" for line in lines))
     return path
 
@@ -84,8 +88,12 @@ def read_spool(path: Path) -> Spooled:
 
 
 def spool_files(folder: Path) -> list[Path]:
-    """Returns the files of a spool, oldest first."""
-    return sorted(folder.glob(f"*{ENDING}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    """Returns the files of a spool, oldest first; another process may be removing some."""
+    found = []
+    for path in folder.glob(f"*{ENDING}"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
 def choose_sample(items: Iterable[Item], count: int | None) -> list[Item]:
@@ -116,18 +124,22 @@ class Uploader:
 
     def __exit__(self, *exception: object) -> None:
         """Waits a few seconds for what is on its way; a process that takes longer goes on alone."""
-        self.start()
-        if self._process is None:
-            return
-        try:
-            self._process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            say(
-                "Label Studio is still being sent the last predictions, in the background; if they don't arrive: "
-                f"nertool ls-sync push --from {self.folder}"
-            )
-            return
-        self._look()
+        end = time.monotonic() + _GRACE_SECONDS
+        while True:
+            self.start()
+            if self._process is None:
+                return
+            try:
+                self._process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                say(
+                    "Label Studio is still being sent the last predictions, in the background; if they don't arrive: "
+                    f"nertool ls-sync push --from {self.folder}"
+                )
+                return
+            self._look()
+            if self._warned:
+                return
 
     def start(self) -> None:
         """Begins to send what is there, unless that is going on already."""

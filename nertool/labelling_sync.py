@@ -27,6 +27,8 @@ from nertool.labelling_tasks import (
     make_task,
     mentions,
     read_result,
+    sent_entities,
+    task_data,
     task_meta,
 )
 from nertool.reviews import has_peoples_work, meta_of
@@ -82,7 +84,7 @@ def find_project(server: Server, name: str) -> Project | None:
     Raises:
         NertoolError: If there are several, or the one of that name isn't nertool's.
     """
-    everything = server.projects()
+    everything, name = server.projects(), name.strip()  # the server strips titles, too
     if name.startswith(BY_ID):
         found = [project for project in everything if str(project.id) == name.removeprefix(BY_ID)]
     else:
@@ -166,12 +168,18 @@ def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Push
 def _ready_project(server: Server, name: str, labels: Iterable[str]) -> Project:
     """Finds or makes the project, with all classes in its configuration."""
     check_title(name)
+    labels = set(labels)
     patience = Patience(server)
     while (project := find_project(server, name)) is None:
         if name.startswith(BY_ID):
             raise NertoolError(f"there is no project {name} in Label Studio")
+        if not labels:
+            raise NertoolError(
+                "there are no classes for people to mark: neither documents nor predictions have entities",
+                """name them: --set 'data.labels=["gene", "drug"]'""",
+            )
         try:
-            project = server.create_project(name, DESCRIPTION, make_config(labels))
+            project = server.create_project(name.strip(), DESCRIPTION, make_config(labels))
             say(f"made the project {name!r}")
             return project
         except TroubleError as trouble:
@@ -194,14 +202,10 @@ def _bring_tasks(
 ) -> dict[str, Task]:
     """Imports the sections that are missing, and brings those that differ up to date; returns the tasks by section."""
     wanted = {item.key: item for item in items}
-    tasks, _ = _list_tasks(server, project, pushed)
-    replaced = []
-    for key in wanted.keys() & tasks.keys():
-        if _bring_task(server, tasks[key], wanted[key], pushed) == "replace":
-            replaced.append(int(tasks[key]["id"]))
+    tasks = _list_tasks(server, project, pushed)
+    for key, item in wanted.items():
+        if key in tasks and not _bring_task(server, project, tasks[key], item, pushed):
             del tasks[key]
-    if replaced:
-        server.delete_tasks(project, replaced)
     before = len(wanted.keys() & tasks.keys())
     tasks = _import_missing(server, project, wanted, tasks, ranks, advance, pushed)
     pushed.created = len(wanted.keys() & tasks.keys()) - before
@@ -231,74 +235,89 @@ def _import_missing(
             trouble = None
         except TroubleError as error:
             trouble, in_doubt = error, True
-        tasks, _ = _list_tasks(server, project, pushed)
+        tasks = _list_tasks(server, project, pushed)
         if sum(key in tasks for key in wanted) > there:
             patience.progress()
         elif trouble is None:
             raise NertoolError("Label Studio took the sections, but they aren't there", "see the server's log")
         if trouble is not None:
             patience.wait(trouble)
-            tasks, _ = _list_tasks(server, project, pushed)
+            tasks = _list_tasks(server, project, pushed)
     if in_doubt:  # what was thought lost may have come in late, as a copy
-        tasks, _ = _list_tasks(server, project, pushed)
+        tasks = _list_tasks(server, project, pushed)
     return tasks
 
 
-def _list_tasks(server: Server, project: int, pushed: Pushed) -> tuple[dict[str, Task], int]:
-    """Returns nertool's tasks by section, and how many others there are; removes copies that nobody has worked on."""
+def _list_tasks(server: Server, project: int, pushed: Pushed) -> dict[str, Task]:
+    """Returns nertool's tasks by section; removes copies that nobody has worked on."""
     copies: dict[str, list[Task]] = {}
-    others = 0
     for task in server.tasks(project):
-        if meta_of(task) is None:
-            others += 1
-        else:
+        if meta_of(task) is not None:
             copies.setdefault(task["data"][ID_FIELD], []).append(task)
-    surplus = []
     for key, some in copies.items():
         if len(some) > 1:
             with_work = [task for task in some if has_peoples_work(server.task(task["id"]))]
             copies[key] = with_work or some[:1]
             kept = {task["id"] for task in copies[key]}
-            surplus += [int(task["id"]) for task in some if task["id"] not in kept]
+            # At once: later, people may have begun to work on them.
+            surplus = [int(task["id"]) for task in some if task["id"] not in kept]
+            server.delete_tasks(project, surplus)
+            pushed.copies_removed += len(surplus)
             if len(with_work) > 1:
                 ids = ", ".join(str(task["id"]) for task in with_work)
                 _note_conflict(pushed, key, f"people have worked on several copies of it (tasks {ids})")
-    if surplus:
-        server.delete_tasks(project, surplus)
-        pushed.copies_removed += len(surplus)
-    return {key: some[0] for key, some in copies.items()}, others
+    return {key: some[0] for key, some in copies.items()}
 
 
-def _bring_task(server: Server, listed: Task, item: Item, pushed: Pushed) -> str:
-    """Brings a task up to date unless people have worked on it; returns `replace` for one whose text is another."""
+def _bring_task(server: Server, project: int, listed: Task, item: Item, pushed: Pushed) -> bool:
+    """Brings a task up to date unless people have worked on it; returns whether it is still there.
+
+    One whose text is another is deleted, right after the look at it, to be made anew.
+    """
     meta, new = listed["meta"][META_KEY], task_meta(item)
-    same_text = listed["data"][TEXT] == item.section.text
-    known = {name: value for name, value in meta.items() if name != "gold_before"}
-    if same_text and (known == new or not item.has_gold):  # without gold, what is there stays
+    number, text = int(listed["id"]), item.section.text
+    same_text = listed["data"][TEXT] == text
+    if same_text and (meta == new or not item.has_gold):  # without gold, what is there stays
         pushed.unchanged += 1
-        return "unchanged"
-    whole = server.task(int(listed["id"]))
+        return True
+    whole = server.task(number)
     desired = mentions(item.section.entities)
     if has_peoples_work(whole, also_ours=[desired] if same_text else []):
-        what = "entities" if same_text else "text"
-        _note_conflict(pushed, item.key, f"its {what} changed, but people have worked on it: left as it is")
-        return "conflict"
+        sent = sent_entities(meta, text)
+        said = {mentions(read_result(one.get("result"), text)[0]) for one in whole.get("annotations", [])}
+        if same_text and (said == {desired} or (sent is not None and mentions(sent) == desired)):
+            pushed.unchanged += 1  # nothing that would have to be told to people
+        else:
+            what = "entities" if same_text else "text"
+            _note_conflict(pushed, item.key, f"its {what} changed, but people have worked on it: left as it is")
+        return True
+    pushed.updated += 1
     if not same_text:
-        pushed.updated += 1
-        return "replace"
-    annotations = whole.get("annotations", [])
-    task = int(listed["id"])
-    if not annotations and item.has_gold:
-        server.create_annotation(task, make_result(item.section.entities, item.section.text))
-        server.update_task(task, meta={**listed["meta"], META_KEY: new})
+        server.delete_tasks(project, [number])
+        return False
+    result = make_result(item.section.entities, text)
+    data = {**listed["data"], **task_data(item)}
+    if meta.get("gold") is None:
+        _create_annotation(server, number, result)
     else:
         # First what is going to be sent, beside what was: whoever looks in between knows that both are ours.
-        server.update_task(task, meta={**listed["meta"], META_KEY: {**new, "gold_before": meta.get("gold")}})
-        said = mentions(read_result(annotations[0].get("result"), item.section.text)[0])
-        if said != desired:
-            server.update_annotation(int(annotations[0]["id"]), make_result(item.section.entities, item.section.text))
-    pushed.updated += 1
-    return "updated"
+        announced = {**new, "gold_before": meta.get("gold_before", meta["gold"])}
+        server.update_task(number, meta={**listed["meta"], META_KEY: announced})
+        annotation = whole["annotations"][0]
+        if mentions(read_result(annotation.get("result"), text)[0]) != desired:
+            server.update_annotation(int(annotation["id"]), result)
+    server.update_task(number, meta={**listed["meta"], META_KEY: new}, data=data)
+    return True
+
+
+def _create_annotation(server: Server, task: int, result: Sequence[Mapping[str, Any]]) -> None:
+    """Adds the gold to a task that has no annotation yet."""
+    patience = Patience(server)
+    while not server.task(task)["annotations"]:
+        try:
+            server.create_annotation(task, result)
+        except TroubleError as trouble:
+            patience.wait(trouble)
 
 
 def _bring_ranks(server: Server, tasks: Mapping[str, Task], ranks: Mapping[str, str]) -> None:
@@ -387,16 +406,15 @@ def _right_predictions(server: Server, project: int, version: str, rows: Mapping
 
 
 def _remove_old_versions(server: Server, project: int, version: str, keep: int) -> list[str]:
-    """Deletes the oldest versions of the same run beyond `keep`; versions without a step are never deleted."""
+    """Deletes the oldest versions of the same run before this one, so that `keep` stay; none without a step."""
     run, _, step = version.rpartition("@")
     if not run or not step.isdigit():
         return []
-    steps = [
-        int(other.rpartition("@")[2])
-        for other in server.versions(project)
-        if other.rpartition("@")[0] == run and other.rpartition("@")[2].isdigit()
-    ]
-    old = [f"{run}@{step}" for step in sorted(steps)[:-keep]]
+    others = (other.rpartition("@") for other in server.versions(project))
+    earlier = sorted(
+        int(number) for name, _, number in others if name == run and number.isdigit() and int(number) < int(step)
+    )
+    old = [f"{run}@{number}" for number in earlier[: max(0, len(earlier) - keep + 1)]]
     for one in old:
         server.delete_version(project, one)
     return old

@@ -17,6 +17,7 @@ from typing import Any
 from nertool.documents import Document, Entity, Section, Span, match_text
 from nertool.errors import NertoolError
 from nertool.labelling_config import JOIN_RELATION, LABELS, TEXT
+from nertool.provenance import SECTION_METADATA, without_review
 
 ID_FIELD = "nertool_id"
 META_KEY = "nertool"
@@ -59,10 +60,24 @@ def section_key(document: str, index: int) -> str:
 
 
 def make_items(document: Document, *, has_gold: bool) -> list[Item]:
-    """Returns the sections of a document that have text."""
+    """Returns what `numbered_items` does, without the places."""
+    return [item for _, item in numbered_items(document, has_gold=has_gold)]
+
+
+def numbered_items(document: Document, *, has_gold: bool) -> list[tuple[int, Item]]:
+    """Returns the sections of a document that have text, each with its place in it.
+
+    """Returns what `numbered_items` does, without the places."""
+    is the number that the section had.
+    """
+    numbers: list[Any] = [
+        section.extra.get("metadata", {}).get(SECTION_METADATA, {}).get("section") for section in document.sections
+    ]
+    if not all(type(number) is int for number in numbers) or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(document.sections)))
     return [
-        Item(document.id, index, section, has_gold, document.extra)
-        for index, section in enumerate(document.sections)
+        (place, Item(document.id, number, section, has_gold, document.extra))
+        for place, (number, section) in enumerate(zip(numbers, document.sections, strict=True))
         if section.text.strip()
     ]
 
@@ -97,8 +112,8 @@ def task_meta(item: Item) -> dict[str, Any]:
     }
     if item.extra:
         facts["document_extra"] = dict(item.extra)
-    if item.section.extra:
-        facts["section_extra"] = dict(item.section.extra)
+    if extra := without_review(item.section).extra:
+        facts["section_extra"] = dict(extra)
     return facts
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from nertool.documents import Document
+from nertool.documents import Document, Section
 
 _KEY = "nertool_annotation"
 _REVIEW_KEY = "nertool_review"
+# In the metadata of a section: what people did with it in Label Studio, and its number in the document.
+SECTION_METADATA = "label_studio"
 
 
 def with_provenance(document: Document, facts: dict[str, Any]) -> Document:
@@ -24,11 +26,21 @@ def with_review(document: Document, sections: dict[str, int], people: list[str])
 
 def without_provenance(document: Document) -> Document:
     """Forgets how a document was annotated and reviewed, for one whose entities are replaced."""
+    sections = tuple(map(without_review, document.sections))
     metadata = document.extra.get("metadata", {})
-    if _KEY not in metadata and _REVIEW_KEY not in metadata:
-        return document
     kept = {name: value for name, value in metadata.items() if name not in (_KEY, _REVIEW_KEY)}
-    return replace(document, extra={**document.extra, "metadata": kept})
+    extra = document.extra if len(kept) == len(metadata) else {**document.extra, "metadata": kept}
+    return replace(document, sections=sections, extra=extra)
+
+
+def without_review(section: Section) -> Section:
+    """Forgets what people did with a section; its number in the document is kept."""
+    metadata = section.extra.get("metadata", {})
+    facts = metadata.get(SECTION_METADATA)
+    if not isinstance(facts, dict) or set(facts) <= {"section"}:
+        return section
+    kept = {"section": facts["section"]} if "section" in facts else {}
+    return replace(section, extra={**section.extra, "metadata": {**metadata, SECTION_METADATA: kept}})
 
 
 def annotators(document: Document) -> Iterator[str]:

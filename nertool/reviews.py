@@ -17,7 +17,7 @@ from nertool.labelling_tasks import (
     section_key,
     sent_entities,
 )
-from nertool.provenance import with_review
+from nertool.provenance import SECTION_METADATA, with_review
 
 Status = Literal["corrected", "confirmed", "annotated", "unchanged", "conflict", "skipped", "draft", "open"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -33,7 +33,6 @@ MEANINGS: dict[Status, str] = {
     "draft": "a person has begun and not saved",
     "open": "there is no annotation",
 }
-METADATA_KEY = "label_studio"
 
 
 class Opinion(NamedTuple):
@@ -98,6 +97,8 @@ def has_peoples_work(task: Mapping[str, Any], also_ours: Iterable[frozenset[Ment
         return True
     ours = _ours(meta, task["data"][TEXT]) | set(also_ours)
     annotations = task.get("annotations", [])
+    if meta.get("gold") is not None and not annotations:
+        return True  # somebody has deleted the one that came with the task
     return len(annotations) > 1 or any(_is_persons(annotation, task["data"][TEXT], ours) for annotation in annotations)
 
 
@@ -145,12 +146,27 @@ def read_review(task: Mapping[str, Any], users: Mapping[int, str]) -> Review | N
         status = "draft"
     else:
         status = "open" if standing is None else "unchanged"
-    holds = opinions[-1].entities if status in REVIEWED else standing if standing is not None else sent or ()
+    holds: tuple[Entity, ...] = () if status == "open" else standing if standing is not None else sent or ()
+    if status in REVIEWED:
+        holds = opinions[-1].entities
     section = Section(meta.get("name", ""), text, holds, meta.get("section_extra", {}))
     return Review(
         int(task["id"]), meta["document"], meta["index"], section, status, opinions, sent,
         tuple(dict.fromkeys(problems)), meta.get("document_extra", {}),
     )  # fmt: skip
+
+
+def read_reviews(tasks: Iterable[Mapping[str, Any]], users: Mapping[int, str]) -> list[Review]:
+    """Reads all sections, sorted; tasks that are copies of one section count as one, with the opinions of all."""
+    by_section: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        if meta_of(task) is not None:
+            first = by_section.setdefault(task["data"][ID_FIELD], {**task, "annotations": [], "drafts": []})
+            if first["data"][TEXT] == task["data"][TEXT]:
+                first["annotations"] += task.get("annotations", [])
+                first["drafts"] += task.get("drafts", [])
+    reviews = (read_review(task, users) for task in by_section.values())
+    return sorted((one for one in reviews if one is not None), key=lambda review: (review.document, review.index))
 
 
 def reviewed_documents(reviews: Iterable[Review], *, only_reviewed: bool) -> list[Document]:
@@ -213,10 +229,10 @@ def _is_persons(annotation: Mapping[str, Any], text: str, ours: set[frozenset[Me
 
 
 def _noted(review: Review) -> Section:
-    facts: dict[str, Any] = {"status": review.status, "task": review.task}
+    facts: dict[str, Any] = {"section": review.index, "status": review.status, "task": review.task}
     if review.opinions and review.status in REVIEWED:
         facts |= {"people": sorted({one.person for one in review.opinions}), "when": review.opinions[-1].when}
-    metadata = {**review.section.extra.get("metadata", {}), METADATA_KEY: facts}
+    metadata = {**review.section.extra.get("metadata", {}), SECTION_METADATA: facts}
     return replace(review.section, extra={**review.section.extra, "metadata": metadata})
 
 

@@ -76,12 +76,18 @@ def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: boo
     if force and run.is_dir():
         remove_own(run)
     elif _is_run(run):
-        return _may_go_on(run, read_json(run / RUN_FILE), fingerprint)
+        finished = _may_go_on(run, read_json(run / RUN_FILE), fingerprint)
+        _write_manifest(run)  # an older nertool's knows less
+        return finished
     run.mkdir(parents=True, exist_ok=True)
-    write_json(run / MANIFEST_NAME, {"command": "train", "files": [*_OWN_FILES, *_OWN_TREES]})
+    _write_manifest(run)
     write_json(run / SETTINGS_FILE, settings.model_dump(mode="json"))
     write_json(run / RUN_FILE, {"nertool_version": __version__, "finished": False, **fingerprint})
     return False
+
+
+def _write_manifest(run: Path) -> None:
+    write_json(run / MANIFEST_NAME, {"command": "train", "files": [*_OWN_FILES, *_OWN_TREES]})
 
 
 def finish_run(run: Path, summary: dict[str, Any]) -> None:

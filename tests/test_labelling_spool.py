@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from nertool.commands.showing import choose_rows
+from nertool.commands.showing import choose_rows, showing_evaluations
 from nertool.documents import Document, Entity, Section
 from nertool.errors import NertoolError
 from nertool.labelling_spool import Spooled, Uploader, choose_sample, read_spool, spool_files, write_spool
 from nertool.labelling_tasks import Item, make_items
-from nertool.settings import LabelStudioSettings
+from nertool.settings import LabelStudioSettings, Settings
 from tests.conftest import make_corpus
 from tests.test_labelling_tasks import HARD_TEXTS
 
@@ -29,7 +29,13 @@ def spooled(version: str = "run@7") -> Spooled:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     wanted = spooled()
     assert read_spool(write_spool(tmp_path / "spool", wanted)) == wanted
-    assert [path.name for path in spool_files(tmp_path / "spool")] == ["run%407.spool.jsonl"]
+    (path,) = spool_files(tmp_path / "spool")
+    assert path.name.startswith("run%407-")
+    write_spool(tmp_path / "spool", wanted)
+    assert spool_files(tmp_path / "spool") == [path]
+    for other in (wanted._replace(project="Other"), wanted._replace(items=wanted.items[1:])):
+        write_spool(tmp_path / "spool", other)
+    assert len(spool_files(tmp_path / "spool")) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]\n", b'{"spool": 2}\n', b'{"spool": 1}\n', b"\xff\n"])
@@ -83,6 +89,30 @@ def test_a_server_that_is_not_there_costs_one_warning_and_nothing_is_lost(
     assert f"nertool ls-sync push --from {spool}" in said
     assert len(spool_files(spool)) == 3
     assert b"c4n4ry" not in b"".join(path.read_bytes() for path in spool.iterdir())
+
+
+def test_a_training_that_nobody_can_be_shown_does_not_fill_the_disk(tmp_path: Path) -> None:
+    settings = Settings(label_studio=NOBODY.model_copy(update={"keep_versions": 2}))
+    corpus = make_corpus(2)
+    found = [section.entities for document in corpus for section in document.sections]
+    with showing_evaluations(tmp_path / "run", corpus, ["gene"], settings, "Name") as show:
+        assert show is not None
+        for step in range(1, 6):
+            show(step, found)
+    kept = [read_spool(path) for path in spool_files(tmp_path / "run/label_studio")]
+    assert [one.version for one in kept] == ["run@4", "run@5"]
+    assert all(one.predicted[item.key] == item.section.entities for one in kept for item in one.items)
+
+
+def test_a_training_goes_on_whatever_happens_when_it_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/label_studio").write_text("a file in the way")
+    with showing_evaluations(tmp_path / "run", make_corpus(1), [], Settings(label_studio=NOBODY), "Name") as show:
+        assert show is not None
+        show(1, [(), ()])
+    assert "warning: nothing to show in Label Studio for step 1" in capfd.readouterr().err
 
 
 def test_nothing_to_send_starts_nothing(tmp_path: Path) -> None:

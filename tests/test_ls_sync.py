@@ -308,6 +308,8 @@ def test_old_versions_of_a_run_go_and_others_stay(server: LabelStudioServer, pro
     done = pushed(docs, "--predictions", f"run@200={docs}", "--project", project, "--keep-versions", 2)
     assert set(versions(server, done["url"])) == {"run@100", "run@200", "other@1", "mine"}
     assert done["versions_removed"] == ["run@9", "run@10"]
+    done = pushed(docs, "--predictions", f"run@50={docs}", "--project", project, "--keep-versions", 1)
+    assert done["versions_removed"] == []  # those of another run of the name, or of before it began anew, stay
 
 
 def test_predictions_that_changed_are_replaced_and_copies_removed(
@@ -328,6 +330,88 @@ def test_predictions_that_changed_are_replaced_and_copies_removed(
     done = pushed(docs, "--predictions", f"m={changed}", "--project", project)
     assert done["predictions"]["m"] == {"sent": 6, "unchanged": 0}
     assert versions(server, done["url"]) == {"m": 6}
+
+
+def test_a_change_of_the_gold_that_was_cut_off_is_finished(
+    server: LabelStudioServer, project: str, tmp_path: Path
+) -> None:
+    documents = make_corpus(1)
+    docs = write_documents(tmp_path / "docs", documents)
+    done = pushed(docs, "--project", project)
+    changed = [
+        replace(documents[0], sections=tuple(replace(s, entities=s.entities[:1]) for s in documents[0].sections))
+    ]
+    write_documents(docs, changed)
+
+    def rule(method: str, path: str, before: int) -> str | None:
+        return "413" if method == "PATCH" and "/api/annotations/" in path else None  # after `meta` was changed
+
+    with FaultyProxy(server.port, rule) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NERTOOL_LABEL_STUDIO__URL", proxy.url)
+        refuse("ls-sync", "push", docs, "--project", project)
+        assert proxy.faults
+    found, report = pulled(project)
+    assert report["statuses"]["unchanged"] == 2
+    assert pushed(docs, "--project", project)["updated"] == 2
+    assert pushed(docs, "--project", project)["unchanged"] == 2
+    found, report = pulled(project)
+    assert report["statuses"]["unchanged"] == 2
+    assert [mentions(s.entities) for s in found["doc-000"].sections] == [
+        mentions(s.entities) for s in changed[0].sections
+    ]
+    assert all("gold_before" not in task["meta"]["nertool"] for task in exported(server, done["url"]).values())
+
+
+def test_gold_for_texts_that_were_sent_without(server: LabelStudioServer, project: str, tmp_path: Path) -> None:
+    documents = make_corpus(2)
+    docs = write_documents(tmp_path / "docs", with_predictions(documents, lambda i: False))
+    pushed(docs, "--predictions", write_documents(tmp_path / "m", documents), "--project", project)
+    write_documents(docs, documents)
+    with FaultyProxy(
+        server.port, lambda m, p, n: "504 after" if m == "POST" and p.endswith("annotations/") else None
+    ) as proxy:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NERTOOL_LABEL_STUDIO__URL", proxy.url)
+            done = pushed(docs, "--project", project)
+        assert len(proxy.faults) == 4
+    tasks = exported(server, f"{server.url}/projects/{done['url'].split('/')[-2]}/data")
+    assert [len(task["annotations"]) for task in tasks.values()] == [1, 1, 1, 1]
+    assert pulled(project)[1]["statuses"]["unchanged"] == 4
+
+
+def test_pulled_documents_pushed_back_change_nothing(server: LabelStudioServer, project: str, tmp_path: Path) -> None:
+    documents = make_corpus(2)
+    done = pushed(write_documents(tmp_path / "docs", documents), "--project", f" {project} ")
+    for key in ("doc-000#1", "doc-001#1"):
+        edit(server, exported(server, done["url"])[key], lambda result: result[1:])
+    for name, options in (("all", []), ("some", ["--reviewed"])):
+        succeed("ls-sync", "pull", name, "--project", project, *options)
+        again = pushed(name, "--project", project)
+        assert (again["created"], again["conflicts"]) == (0, [])
+        assert len(exported(server, done["url"])) == 4
+    assert {n: k for n, k in pulled(project)[1]["statuses"].items() if k} == {"corrected": 2, "unchanged": 2}
+
+
+def test_a_spool_file_that_cannot_be_sent_does_not_keep_the_others(
+    server: LabelStudioServer, project: str, tmp_path: Path
+) -> None:
+    from nertool.labelling_spool import Spooled, write_spool
+    from nertool.labelling_tasks import make_items
+
+    items = tuple(make_items(make_corpus(1)[0], has_gold=True))
+    server.ask("POST", "/api/projects/", {"title": f"{project} x", "label_config": "<View/>"})
+    for name in (f"{project} x", project):
+        write_spool(tmp_path / "s", Spooled(name, "run@1", (), None, items, {one.key: () for one in items}))
+    assert "was not made by nertool" in refuse("ls-sync", "push", "--from", tmp_path / "s")
+    assert len(list((tmp_path / "s").iterdir())) == 1
+    assert json.loads(succeed("ls-sync", "status", "--project", project, "--json").stdout)["versions"] == {"run@1": 2}
+
+
+def test_texts_without_any_class(project: str, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("BRCA1")
+    assert "name them: --set" in refuse("ls-sync", "push", tmp_path / "t.txt", "--project", project)
+    done = pushed(tmp_path / "t.txt", "--project", project, "--set", 'data.labels=["gene"]')
+    assert done["created"] == 1
 
 
 def test_new_classes_and_changed_texts(server: LabelStudioServer, project: str, tmp_path: Path) -> None:

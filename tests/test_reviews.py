@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from nertool.documents import Document, Entity, Section, Span
-from nertool.labelling_tasks import Item, make_result, make_task, mentions
-from nertool.provenance import annotators
-from nertool.reviews import Review, has_peoples_work, meta_of, read_review, reviewed_documents
+from nertool.labelling_tasks import Item, make_items, make_result, make_task, mentions
+from nertool.provenance import annotators, without_provenance
+from nertool.reviews import Review, has_peoples_work, meta_of, read_review, read_reviews, reviewed_documents
 
 TEXT = "lung and liver cancer"
 LUNG, LIVER = Entity("organ", (Span(0, 4),), "lung", "llm"), Entity("organ", (Span(9, 14),), "liver", "llm")
@@ -60,6 +60,32 @@ def test_statuses(annotations: list[Any], facts: dict[str, Any], status: str, ho
     assert review.status == status
     assert mentions(review.section.entities) == mentions(holds)
     assert has_peoples_work(task(*annotations, **facts)) == (status not in ("unchanged", "open"))
+
+
+def test_a_gold_annotation_that_somebody_deleted_stays_deleted() -> None:
+    deleted = task()
+    deleted["annotations"] = []
+    review = read_review(deleted, USERS)
+    assert review is not None
+    assert (review.status, review.section.entities) == ("open", ())
+    assert has_peoples_work(deleted)
+
+
+def test_copies_of_a_section_are_one_with_the_opinions_of_all() -> None:
+    tasks = [task(annotation(LUNG)), {**task(annotation(LIVER, person=3)), "id": 6}, {"data": {}, "meta": {}}]
+    (review,) = read_reviews(tasks, USERS)
+    assert (review.status, len(review.opinions)) == ("conflict", 2)
+
+
+def test_a_pulled_section_keeps_its_number_though_others_were_left_out() -> None:
+    (document,) = reviewed_documents([replace(read(annotation(LUNG)), index=3)], only_reviewed=True)
+    assert [item.key for item in make_items(document, has_gold=True)] == ["d#3"]
+    again = make_task(make_items(document, has_gold=True)[0])
+    assert again["meta"]["nertool"].get("section_extra") == {"metadata": {"label_studio": {"section": 3}}}
+    forgotten = without_provenance(document)
+    assert [item.key for item in make_items(forgotten, has_gold=True)] == ["d#3"]
+    assert "nertool_review" not in forgotten.extra["metadata"]
+    assert "status" not in forgotten.sections[0].extra["metadata"]["label_studio"]
 
 
 def test_the_gold_annotation_edited_in_place_is_the_editors() -> None:

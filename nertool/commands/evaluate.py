@@ -59,7 +59,7 @@ def evaluate(
         show_report(report)
     if ls_project is not None:
         rows = choose_rows(pairs, settings.label_studio.sample)
-        show_predictions(rows, model, (), ls_project, settings)
+        show_predictions(rows, model, ls_project, settings)
 
 
 def run_evaluate(
@@ -177,11 +177,16 @@ def _predict(
 def _holds_documents(path: Path) -> bool:
     """Tells whether what was given as the model is documents, which somebody else has annotated."""
     from nertool.formats.output import is_document_file
+    from nertool.formats.reading import FORMATS
+    from nertool.window_cache import is_cache
 
     if path.is_file():
         return is_document_file(path)
-    known = (path / name for name in ("nertool.json", "config.json", "run.json", "model"))
-    return path.is_dir() and not any(one.exists() for one in known) and any(path.glob("*.json*"))
+    if not path.is_dir() or is_cache(path):
+        return False
+    names = {one.name for one in path.iterdir() if not one.name.startswith(".")}
+    of_a_model = {"nertool.json", "config.json", "tokenizer.json", "model.safetensors", "run.json", "model"}
+    return not names & of_a_model and any(name.endswith((".json", *FORMATS["jsonl"].endings)) for name in names)
 
 
 def _read_predicted(path: Path, gold_documents: "list[Document]", settings: Any) -> "list[Document]":
@@ -190,9 +195,8 @@ def _read_predicted(path: Path, gold_documents: "list[Document]", settings: Any)
     Raises:
         NertoolError: If a section of the gold ones isn't there with the same text.
     """
-    from dataclasses import replace
-
     from nertool.console import say
+    from nertool.documents import Document
     from nertool.errors import NertoolError
     from nertool.formats import ReadReport, read_documents
 
@@ -208,8 +212,8 @@ def _read_predicted(path: Path, gold_documents: "list[Document]", settings: Any)
                 missing.append(f"{gold.id} ({section.name})")
             else:
                 known.remove(best)
-                found.append(replace(section, entities=best.entities))
-        predicted.append(replace(gold, sections=tuple(found)))
+                found.append(best)
+        predicted.append(Document(gold.id, tuple(found), by_id[gold.id].extra if gold.id in by_id else {}))
     if missing:
         raise NertoolError(
             f"{path} lacks {len(missing)} sections of the gold documents: {', '.join(missing[:5])}",

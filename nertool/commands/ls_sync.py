@@ -23,6 +23,8 @@ ls_sync = typer.Typer(
     rich_markup_mode=None,
 )
 
+_PROBLEMS_SHOWN = 20
+
 ProjectName = Annotated[
     str | None,
     typer.Option("--project", metavar="NAME", help="The project's title, or id:NUMBER.", show_default=False),
@@ -117,12 +119,14 @@ def run_push(
     Raises:
         NertoolError: If input, settings or server are not as they must be.
     """
+    from dataclasses import asdict
+
     from nertool.console import say
     from nertool.errors import NertoolError
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import report_reading
     from nertool.labelling_spool import choose_sample
-    from nertool.labelling_sync import Push
+    from nertool.labelling_sync import Push, Pushed
     from nertool.labelling_tasks import check_title, make_items, mentions
     from nertool.window_cache import is_cache, open_cache
 
@@ -158,26 +162,29 @@ def run_push(
         ]
     ranked = _read_queue(queue, items) if queue is not None else []
     chosen_keys = {item.key for item in chosen}
-    ranked = [key for key in ranked if key in chosen_keys]
-    if sample is not None:
-        ranked = ranked[:sample]
-        rest = [item for item in chosen if item.key not in set(ranked)]
-        chosen = choose_sample(rest, max(0, sample - len(ranked)))
-    else:
-        chosen = [item for item in chosen if item.key not in set(ranked)]
+    ranked = [key for key in ranked if key in chosen_keys][:sample]
+    first = set(ranked)
+    rest = [item for item in chosen if item.key not in first]
+    chosen = [items[key] for key in ranked] + choose_sample(rest, None if sample is None else sample - len(ranked))
     report_reading(reading)
-    wanted = Push([items[key] for key in ranked] + chosen, versions, (), ranked, keep_versions)
+    if not chosen:
+        say("there is nothing to look at: predictions and gold are the same in all sections")
+        return {"project": settings.label_studio.project, **asdict(Pushed())}
+    wanted = Push(chosen, versions, settings.data.labels, ranked, keep_versions)
     with connect(settings) as server:
         return _send(server, settings.label_studio.project, wanted)
 
 
-def run_push_spool(folder: Path, settings: "Settings", *, alone: bool = True) -> list[dict[str, Any]]:
+def run_push_spool(
+    folder: Path, settings: "Settings", *, alone: bool = True, only: Path | None = None
+) -> list[dict[str, Any]]:
     """Sends all files of a spool, oldest first; each is deleted when it is there.
 
     Args:
         folder: The spool.
         settings: How to reach the server.
         alone: Whether nothing else is to be sent.
+        only: Send just this file of it.
 
     Returns:
         The counts of each file.
@@ -196,19 +203,29 @@ def run_push_spool(folder: Path, settings: "Settings", *, alone: bool = True) ->
     if not folder.is_dir():
         raise NertoolError(f"{folder} is no spool: there is no such folder")
     results: list[dict[str, Any]] = []
+    problems: dict[Path, NertoolError] = {}
     with exclusive(folder, wait_seconds=30.0):
-        files = spool_files(folder)
-        if not files:
+        if not spool_files(folder):
             say(f"{folder} is empty: everything has been sent")
             return results
         with connect(settings) as server:
-            while files:
+            # Those that come meanwhile, too; what is wrong with one is no reason to keep the others.
+            while files := [file for file in spool_files(folder) if file not in problems and only in (None, file)]:
                 for file in files:
-                    one = read_spool(file)
-                    wanted = Push(one.items, {one.version: one.predicted}, one.labels, (), one.keep_versions)
-                    results.append(_send(server, one.project, wanted))
-                    file.unlink()
-                files = spool_files(folder)  # those that came meanwhile
+                    try:
+                        before, one = file.stat(), read_spool(file)
+                        wanted = Push(one.items, {one.version: one.predicted}, one.labels, (), one.keep_versions)
+                        results.append(_send(server, one.project, wanted))
+                        after = file.stat()
+                        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+                            file.unlink()
+                    except FileNotFoundError:
+                        continue  # its writer has dropped it for newer ones
+                    except NertoolError as error:
+                        problems[file] = error
+    if problems:
+        last = list(problems.values())[-1]
+        raise NertoolError("\n".join(dict.fromkeys(error.message for error in problems.values())), last.hint)
     return results
 
 
@@ -315,16 +332,19 @@ def _read_queue(path: Path, items: "dict[str, Item]") -> list[str]:
     for item in items.values():
         by_document.setdefault(item.document, []).append(item.key)
     ranked: dict[str, None] = {}
-    problems = []
+    problems: list[str] = []
+    known = (*by_document, *items)
     for number, line in enumerate(lines, start=1):
         if name := line.strip():
             keys = [name] if name in items else by_document.get(name, [])
             if not keys:
-                known = (*by_document, *items)
-                problems.append(f"{path}:{number}: no document or section {name!r}{nearest_name(name, known)}")
+                near = nearest_name(name, known) if len(problems) < _PROBLEMS_SHOWN else ""
+                problems.append(f"{path}:{number}: no document or section {name!r}{near}")
             ranked |= dict.fromkeys(keys)
     if problems:
-        raise NertoolError("\n".join(problems[:20]), "a line is a document's id, or ID#N for its section N (from 0)")
+        if (more := len(problems) - _PROBLEMS_SHOWN) > 0:
+            problems[_PROBLEMS_SHOWN:] = [f"and {more:,} more"]
+        raise NertoolError("\n".join(problems), "a line is a document's id, or ID#N for its section N (from 0)")
     return list(ranked)
 
 
@@ -403,13 +423,12 @@ def run_pull(output: Path, settings: "Settings", *, only_reviewed: bool = False,
 def _read_reviews(server: "Server", project: "Project") -> "tuple[list[Review], int]":
     """Returns what became of all sections, and how many tasks are not nertool's."""
     from nertool.console import progress
-    from nertool.reviews import read_review
+    from nertool.reviews import meta_of, read_reviews
 
     users = server.users()
     with progress("exporting", project.tasks, "tasks"):
         tasks = server.export(project.id)
-    reviews = [review for task in tasks if (review := read_review(task, users)) is not None]
-    return sorted(reviews, key=lambda review: (review.document, review.index)), len(tasks) - len(reviews)
+    return read_reviews(tasks, users), sum(meta_of(task) is None for task in tasks)
 
 
 def _summary(reviews: "list[Review]", others: int) -> dict[str, Any]:

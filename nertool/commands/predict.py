@@ -48,7 +48,7 @@ def predict(
     if ls_project is not None:
         documents = ((None, document) for document in read_documents(output, ReadReport()))
         rows = choose_rows(documents, settings.label_studio.sample)
-        show_predictions(rows, model, (), ls_project, settings)
+        show_predictions(rows, model, ls_project, settings)
 
 
 def run_predict(

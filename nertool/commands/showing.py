@@ -1,7 +1,7 @@
 """What `train`, `evaluate` and `predict` do with `--ls-project`: show predictions, and never fail by it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from heapq import nsmallest
 from pathlib import Path
@@ -43,13 +43,13 @@ def choose_rows(documents: Iterable[tuple["Document | None", "Document"]], count
         documents: The gold, if there is any, and the predicted document, one pair at a time.
         count: How many sections; None: all.
     """
-    from nertool.labelling_tasks import make_items, sample_order
+    from nertool.labelling_tasks import numbered_items, sample_order
 
     def rows() -> Iterator[Row]:
         for gold, predicted in documents:
-            for item in make_items(gold or predicted, has_gold=gold is not None):
+            for place, item in numbered_items(gold or predicted, has_gold=gold is not None):
                 section = item.section if gold else replace(item.section, entities=())
-                yield replace(item, section=section), predicted.sections[item.index].entities
+                yield replace(item, section=section), predicted.sections[place].entities
 
     if count is None:
         return list(rows())
@@ -73,38 +73,41 @@ def showing_evaluations(
         yield None
         return
     from nertool.console import say
-    from nertool.labelling_spool import Spooled, Uploader, write_spool
+    from nertool.labelling_spool import Spooled, Uploader, spool_files, write_spool
+    from nertool.labelling_tasks import numbered_items
     from nertool.run_folder import SPOOL_FOLDER
 
-    sections = ((document.id, index) for document in documents for index in range(len(document.sections)))
-    numbers = {section: number for number, section in enumerate(sections)}
+    numbers: dict[str, int] = {}
+    before = 0
+    for document in documents:
+        numbers |= {item.key: before + place for place, item in numbered_items(document, has_gold=True)}
+        before += len(document.sections)
     rows = choose_rows(((document, document) for document in documents), settings.label_studio.sample)
-    items = tuple(sorted((item for item, _ in rows), key=lambda item: numbers[item.document, item.index]))
+    items = tuple(sorted((item for item, _ in rows), key=lambda item: numbers[item.key]))
     name = run.resolve().name
 
     with Uploader(run / SPOOL_FOLDER, settings.label_studio) as uploader:
 
         def show(step: int, predicted: Sequence[Sequence["Entity"]]) -> None:
-            found = {item.key: tuple(predicted[numbers[item.document, item.index]]) for item in items}
+            found = {item.key: tuple(predicted[numbers[item.key]]) for item in items}
             keep = settings.label_studio.keep_versions
             try:
                 write_spool(uploader.folder, Spooled(project, f"{name}@{step}", tuple(labels), keep, items, found))
-            except OSError as error:  # a full disk will stop the training at its next checkpoint, but not here
+                for superseded in spool_files(uploader.folder)[: -keep if keep else 0]:
+                    superseded.unlink(missing_ok=True)  # while no server is there, they must not fill the disk
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is no reason to end a training)
                 say(f"warning: nothing to show in Label Studio for step {step:,}: {error}")
             uploader.start()
 
         yield show
 
 
-def show_predictions(
-    rows: Sequence[Row], model: Path, labels: Sequence[str], project: str, settings: "Settings"
-) -> None:
+def show_predictions(rows: Sequence[Row], model: Path, project: str, settings: "Settings") -> None:
     """Sends predictions at once; what can't be sent stays in a spool in the working folder, with a warning.
 
     Args:
         rows: What to show.
         model: The model's folder, after which the predictions are named.
-        labels: The model's classes.
         project: The Label Studio project.
         settings: The settings.
     """
@@ -116,15 +119,24 @@ def show_predictions(
     items = tuple(item for item, _ in rows)
     predicted = {item.key: entities for item, entities in rows}
     keep = settings.label_studio.keep_versions
-    write_spool(SPOOL, Spooled(project, _version(model), tuple(labels), keep, items, predicted))
     try:
-        run_push_spool(SPOOL, settings)
-        SPOOL.rmdir()
-    except NertoolError as error:
+        file = write_spool(SPOOL, Spooled(project, _version(model), _labels(model), keep, items, predicted))
+        run_push_spool(SPOOL, settings, only=file)
+        with suppress(OSError):  # what an earlier command could not send is still in it
+            SPOOL.rmdir()
+    except (NertoolError, OSError) as error:
         say(
-            f"warning: Label Studio doesn't get the predictions: {error.message}. "
+            f"warning: Label Studio doesn't get the predictions: {error}. "
             f"Send them later: nertool ls-sync push --from {SPOOL}"
         )
+
+
+def _labels(model: Path) -> tuple[str, ...]:
+    from nertool.labels import LabelScheme
+    from nertool.model import NERTOOL_FILE, model_facts
+
+    is_model = (model / NERTOOL_FILE).is_file()  # or documents of somebody else
+    return LabelScheme.from_json(model_facts(model)["scheme"]).labels if is_model else ()
 
 
 def _version(model: Path) -> str:

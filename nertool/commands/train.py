@@ -100,8 +100,6 @@ def run_train(
     from nertool.files import exclusive
     from nertool.run_folder import check_run_folder
 
-    if ls_project is not None:
-        check_showing(ls_project, settings)
     with join_world() as world:
         if world.rank:
             with quiet():
@@ -115,6 +113,8 @@ def run_train(
             world.share(job)
 
         try:
+            if ls_project is not None:
+                check_showing(ls_project, settings)
             check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
             with exclusive(output):
                 return _lead_train(
