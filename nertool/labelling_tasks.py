@@ -67,8 +67,8 @@ def make_items(document: Document, *, has_gold: bool) -> list[Item]:
 def numbered_items(document: Document, *, has_gold: bool) -> list[tuple[int, Item]]:
     """Returns the sections of a document that have text, each with its place in it.
 
-    The number of a section is its place, unless the document came from `pull`, which may have left others out: then it is
-    the number that the section had.
+    The number of a section is its place, unless the document came from `pull`, which may have left others out: then it
+    is the number that the section had.
     """
     numbers: list[Any] = [
         section.extra.get("metadata", {}).get(SECTION_METADATA, {}).get("section") for section in document.sections

@@ -323,7 +323,8 @@ def test_predictions_that_changed_are_replaced_and_copies_removed(
     copy = {"task": tasks["doc-000#0"]["id"], "model_version": "m", "result": []}
     server.ask("POST", f"/api/projects/{number}/import/predictions", [copy])
     task = {key: tasks["doc-001#0"][key] for key in ("data", "meta")}
-    server.ask("POST", f"/api/projects/{number}/import", [task])  # a copy without annotation
+    task["annotations"] = [{"result": tasks["doc-001#0"]["annotations"][0]["result"]}]
+    server.ask("POST", f"/api/projects/{number}/import", [task])
     done = pushed(docs, "--predictions", f"m={docs}", "--project", project)
     assert (done["copies_removed"], done["predictions"]["m"]) == (1, {"sent": 0, "unchanged": 6})
     changed = write_documents(tmp_path / "changed", with_predictions(documents, lambda i: i == 0))
