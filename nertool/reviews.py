@@ -31,7 +31,7 @@ MEANINGS: dict[Status, str] = {
     "conflict": "people disagree",
     "skipped": "a person skipped it",
     "draft": "a person has begun and not saved",
-    "open": "there is no annotation",
+    "open": "there is no annotation, or the one that was sent was deleted",
 }
 
 
