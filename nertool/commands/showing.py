@@ -26,7 +26,7 @@ def check_showing(project: str, settings: "Settings") -> None:
     Raises:
         NertoolError: If the extra isn't installed, there is no token, or the name can't be a project's.
     """
-    from nertool.commands.ls_sync import check_extra
+    from nertool.commands.ls_connection import check_extra
     from nertool.errors import NertoolError
     from nertool.labelling_tasks import check_title
 
@@ -111,7 +111,7 @@ def show_predictions(rows: Sequence[Row], model: Path, project: str, settings: "
         project: The Label Studio project.
         settings: The settings.
     """
-    from nertool.commands.ls_sync import run_push_spool
+    from nertool.commands.ls_push import run_push_spool
     from nertool.console import say
     from nertool.errors import NertoolError
     from nertool.labelling_spool import Spooled, write_spool
