@@ -1,4 +1,4 @@
-"""Bringing a Label Studio project to the state that it should have, and finding projects.
+"""Bringing a Label Studio project to the state that it should have.
 
 Everything here looks first what is there, and sends what is missing: so it can be cut off at any moment, and run again.
 People's work is never changed: where it stands in the way, that is reported.
@@ -12,16 +12,15 @@ import orjson
 
 from nertool.console import Advance, say
 from nertool.documents import Entity
-from nertool.errors import NertoolError, nearest_name
-from nertool.label_studio import Patience, Project, Server, TooLargeError, TroubleError
-from nertool.labelling_config import TEXT, config_labels, extend_config, make_config
+from nertool.errors import NertoolError
+from nertool.label_studio import Patience, Server, TooLargeError, TroubleError
+from nertool.labelling_config import TEXT
+from nertool.labelling_projects import ready_project
 from nertool.labelling_tasks import (
-    BY_ID,
     ID_FIELD,
     META_KEY,
     Item,
     check_items,
-    check_title,
     make_prediction,
     make_result,
     make_task,
@@ -33,8 +32,6 @@ from nertool.labelling_tasks import (
 )
 from nertool.reviews import has_peoples_work, meta_of
 
-MARK = "[nertool]"
-DESCRIPTION = f"Documents from nertool ls-sync; it finds this project by this mark: {MARK}"
 QUEUE_FIELD = "queue"
 QUEUE_TAB = "Queue"
 # Beyond so many wrong predictions of a version it is quicker to delete all of it.
@@ -78,52 +75,6 @@ class Pushed:
     versions_removed: list[str] = field(default_factory=list)
 
 
-def find_project(server: Server, name: str) -> Project | None:
-    """Returns nertool's project of a title, or the one of `id:NUMBER`; None if there is none.
-
-    Raises:
-        NertoolError: If there are several, or the one of that name isn't nertool's.
-    """
-    everything, name = server.projects(), name.strip()  # the server strips titles, too
-    if name.startswith(BY_ID):
-        found = [project for project in everything if str(project.id) == name.removeprefix(BY_ID)]
-    else:
-        found = [project for project in everything if project.title == name]
-    own = [project for project in found if is_own(project)]
-    if len(own) > 1:
-        which = " or ".join(f"{BY_ID}{project.id} ({project.tasks:,} tasks)" for project in own)
-        raise NertoolError(
-            f"there are {len(own)} projects called {name!r} in Label Studio", f"say which one: --project {which}"
-        )
-    if found and not own:
-        raise NertoolError(
-            f"the project {name!r} in Label Studio was not made by nertool",
-            f"choose another name, or put {MARK} into the project's description if nertool may work in it",
-        )
-    return own[0] if own else None
-
-
-def existing_project(server: Server, name: str) -> Project:
-    """Returns a project that must be there.
-
-    Raises:
-        NertoolError: If it isn't, with the nearest name; or as `find_project` does.
-    """
-    project = find_project(server, name)
-    if project is None:
-        titles = [one.title for one in server.projects() if is_own(one)]
-        known = (
-            f"nertool's projects there: {', '.join(sorted(titles)[:10])}" if titles else "nertool has none there yet"
-        )
-        raise NertoolError(f"there is no project {name!r} in Label Studio{nearest_name(name, titles)}", known)
-    return project
-
-
-def is_own(project: Project) -> bool:
-    """Tells whether nertool made a project, or was told that it may work in it."""
-    return MARK in project.description
-
-
 def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Pushed | None = None) -> Pushed:
     """Brings a project to the state that `wanted` describes; makes it if there is none.
 
@@ -144,7 +95,7 @@ def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Push
     labels |= {
         entity.label for version in wanted.predictions.values() for found in version.values() for entity in found
     }
-    project = _ready_project(server, name, labels)
+    project = ready_project(server, name, labels)
     pushed.url = server.project_url(project.id)
     ranks = {key: f"{rank:05}" for rank, key in enumerate(wanted.queue, start=1)}
     tasks = _bring_tasks(server, project.id, wanted.items, ranks, advance, pushed)
@@ -163,33 +114,6 @@ def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Push
         for version in wanted.predictions:
             pushed.versions_removed += _remove_old_versions(server, project.id, version, wanted.keep_versions)
     return pushed
-
-
-def _ready_project(server: Server, name: str, labels: Iterable[str]) -> Project:
-    """Finds or makes the project, with all classes in its configuration."""
-    check_title(name)
-    labels = set(labels)
-    patience = Patience(server)
-    while (project := find_project(server, name)) is None:
-        if name.startswith(BY_ID):
-            raise NertoolError(f"there is no project {name} in Label Studio")
-        if not labels:
-            raise NertoolError(
-                "there are no classes for people to mark: neither documents nor predictions have entities",
-                """name them: --set 'data.labels=["gene", "drug"]'""",
-            )
-        try:
-            project = server.create_project(name.strip(), DESCRIPTION, make_config(labels))
-            say(f"made the project {name!r}")
-            return project
-        except TroubleError as trouble:
-            patience.wait(trouble)
-    config = extend_config(project.config, labels)
-    if config != project.config:
-        new = ", ".join(sorted(set(labels) - set(config_labels(project.config))))
-        server.update_project(project.id, label_config=config)
-        say(f"classes added to the project: {new}")
-    return project
 
 
 def _bring_tasks(

@@ -61,7 +61,7 @@ def run_pull(output: Path, settings: "Settings", *, only_reviewed: bool = False,
     from nertool.errors import NertoolError
     from nertool.files import check_output, write_json
     from nertool.formats.output import is_document_file, new_documents
-    from nertool.labelling_sync import existing_project
+    from nertool.labelling_projects import existing_project
     from nertool.reviews import REVIEWED, describe, reviewed_documents
 
     check_output(output, force=force, as_file=is_document_file(output))

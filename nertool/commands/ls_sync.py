@@ -32,7 +32,7 @@ def status(
     nertool ls-sync status --project "Test split"
     """
     from nertool.console import print_json, say
-    from nertool.labelling_sync import existing_project
+    from nertool.labelling_projects import existing_project
 
     settings = settings_from(config, assignments, {"label_studio.project": project})
     with connect(settings) as server:
@@ -66,7 +66,7 @@ def list_projects(
     from rich.table import Table
 
     from nertool.console import print_json, say, show
-    from nertool.labelling_sync import is_own
+    from nertool.labelling_projects import is_own
 
     with connect(settings_from(config, assignments, {})) as server:
         rows = [
@@ -103,7 +103,7 @@ def delete(
     """
     from nertool.console import print_json, say
     from nertool.errors import NertoolError
-    from nertool.labelling_sync import existing_project
+    from nertool.labelling_projects import existing_project
 
     if project is None:
         raise NertoolError("no project is named", "nertool ls-sync delete --project NAME")
