@@ -63,7 +63,7 @@ class Push:
 
 @dataclass
 class Pushed:
-    """What a push did; filled on the way."""
+    """What a push did."""
 
     url: str = ""
     created: int = 0
@@ -75,7 +75,7 @@ class Pushed:
     versions_removed: list[str] = field(default_factory=list)
 
 
-def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Pushed | None = None) -> Pushed:
+def push(server: Server, name: str, wanted: Push, advance: Advance) -> Pushed:
     """Brings a project to the state that `wanted` describes; makes it if there is none.
 
     Args:
@@ -83,12 +83,11 @@ def push(server: Server, name: str, wanted: Push, advance: Advance, pushed: Push
         name: The project's title, or `id:NUMBER`.
         wanted: What it should have.
         advance: Told how many sections and predictions are there.
-        pushed: Filled on the way, for one who wants to know of a push that fails how far it came.
 
     Raises:
         NertoolError: If something can't be sent, or the server is in trouble for too long.
     """
-    pushed = pushed if pushed is not None else Pushed()
+    pushed = Pushed()
     if problems := check_items(wanted.items):
         raise NertoolError("\n".join(problems), "take it out; browsers can't show it")
     labels = {*wanted.labels, *(entity.label for item in wanted.items for entity in item.section.entities)}
