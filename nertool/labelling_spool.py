@@ -28,6 +28,8 @@ SPOOL_FORMAT = 1
 ENDING = ".spool.jsonl"
 LOG_FILE = "upload.log"
 _GRACE_SECONDS = 5.0
+# Kept, as Python takes a running process that nobody refers to for a forgotten one.
+_GOING_ON_ALONE: list[subprocess.Popen[bytes]] = []
 
 
 class Spooled(NamedTuple):
@@ -136,6 +138,7 @@ class Uploader:
                     "Label Studio is still being sent the last predictions, in the background; if they don't arrive: "
                     f"nertool ls-sync push --from {self.folder}"
                 )
+                _GOING_ON_ALONE.append(self._process)
                 return
             self._look()
             if self._warned:
