@@ -90,7 +90,7 @@ class Server:
         self._http: httpx.Client | None = None
         try:
             self._client = self._new_client()
-            self.user = str(self._do(self._client.users.whoami).email)
+            self._do(self._client.users.whoami)
         except TroubleError as trouble:
             self.close()
             raise NertoolError(
@@ -149,12 +149,12 @@ class Server:
     # Tasks and annotations
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
-        """Yields `id`, `data`, `meta`, `total_annotations` of all tasks, in the order of their ids."""
+        """Yields `id`, `data` and `meta` of all tasks, in the order of their ids."""
         page = 1
         while True:
             query = {
                 "project": project, "page": page, "page_size": _PAGE, "fields": "task_only",
-                "include": "id,data,meta,total_annotations,cancelled_annotations,total_predictions",
+                "include": "id,data,meta",
             }  # fmt: skip
             answer = self.patiently(lambda query=query: self._get("api/tasks/", query))  # type: ignore[misc]
             yield from answer["tasks"]

@@ -64,10 +64,13 @@ def push(
     nertool ls-sync push split/test --predictions predicted --project "Test split"
     """
     from nertool.console import print_json
+    from nertool.errors import NertoolError
 
     settings = settings_from(config, assignments, {"label_studio.project": project, "data.skip_invalid": skip_invalid})
     if spool is not None:
-        results = run_push_spool(spool, settings, alone=documents is None and not predictions)
+        if documents is not None or predictions:
+            raise NertoolError("--from SPOOL sends what is in the spool", "leave DOCS and --predictions out")
+        results = run_push_spool(spool, settings)
     else:
         results = [
             run_push(
@@ -162,15 +165,12 @@ def run_push(
         return _send(server, settings.label_studio.project, wanted)
 
 
-def run_push_spool(
-    folder: Path, settings: "Settings", *, alone: bool = True, only: Path | None = None
-) -> list[dict[str, Any]]:
+def run_push_spool(folder: Path, settings: "Settings", *, only: Path | None = None) -> list[dict[str, Any]]:
     """Sends all files of a spool, oldest first; each is deleted when it is there.
 
     Args:
         folder: The spool.
         settings: How to reach the server.
-        alone: Whether nothing else is to be sent.
         only: Send just this file of it.
 
     Returns:
@@ -185,8 +185,6 @@ def run_push_spool(
     from nertool.labelling_spool import read_spool, spool_files
     from nertool.labelling_sync import Push
 
-    if not alone:
-        raise NertoolError("--from SPOOL sends what is in the spool", "leave DOCS and --predictions out")
     if not folder.is_dir():
         raise NertoolError(f"{folder} is no spool: there is no such folder")
     results: list[dict[str, Any]] = []
