@@ -1,6 +1,5 @@
 """Which windows go into which batch, and what a batch holds."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nertool.packing import pack_by_length, pad_ids
 from nertool.window_cache import WindowCache
 from nertool.windows import SectionTokenizer
 
@@ -25,46 +25,27 @@ class Batch:
         attention_mask: 1 where there is a token, `(batch, tokens)` int64.
         targets: What each channel should say, `(batch, tokens, channels)` float32.
         loss_mask: 1 where the window owns the token, `(batch, tokens)` float32; special tokens and padding are 0.
+        teacher_logits: In distillation, what the teacher says, `(batch, tokens, channels)` float32.
+        labelled: In distillation, 1 for windows whose targets are known, `(batch,)` float32.
     """
 
     ids: Tensor
     attention_mask: Tensor
     targets: Tensor
     loss_mask: Tensor
+    teacher_logits: Tensor | None = None
+    labelled: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on a device; a GPU copies it while the CPU goes on."""
         if device.type != "cuda":
-            return Batch(*(tensor.to(device) for tensor in self._tensors()))
-        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self._tensors()))
+            return Batch(*(tensor.to(device) for tensor in self.tensors()))
+        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self.tensors()))
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.ids, self.attention_mask, self.targets, self.loss_mask
-
-
-def pack_by_length(
-    lengths: npt.NDArray[np.int64], order: npt.NDArray[np.int64], budget: int
-) -> list[npt.NDArray[np.int64]]:
-    """Cuts windows, in the given order, into batches that are at most `budget` tokens large with their padding.
-
-    Args:
-        lengths: Tokens of each window, special tokens included, `(windows,)`.
-        order: Indices of windows, neighbours of about one length, `(n,)`.
-        budget: Most tokens of a batch; a longer window is a batch of its own.
-
-    Returns:
-        The indices of each batch.
-    """
-    batches = []
-    start, longest = 0, 0
-    for position, length in enumerate(lengths[order].tolist()):
-        longest = max(longest, length)
-        if position > start and longest * (position - start + 1) > budget:
-            batches.append(order[start:position])
-            start, longest = position, length
-    if start < len(order):
-        batches.append(order[start:])
-    return batches
+    def tensors(self) -> list[Tensor]:
+        """Returns the tensors that there are, in the order of the arguments."""
+        given = (self.ids, self.attention_mask, self.targets, self.loss_mask, self.teacher_logits, self.labelled)
+        return [tensor for tensor in given if tensor is not None]
 
 
 def epoch_batches(lengths: npt.NDArray[np.int64], budget: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
@@ -80,29 +61,6 @@ def epoch_batches(lengths: npt.NDArray[np.int64], budget: int, seed: int, epoch:
         part = order[start : start + group]
         batches += pack_by_length(lengths, part[np.argsort(lengths[part], kind="stable")], budget)
     return [batches[i] for i in random.permutation(len(batches))]
-
-
-def pad_ids(rows: Sequence[npt.NDArray[np.int64]], tokenizer: SectionTokenizer) -> tuple[Tensor, Tensor]:
-    """Puts special tokens around windows and pads them.
-
-    Args:
-        rows: Token ids of each window.
-        tokenizer: Knows the special tokens.
-
-    Returns:
-        Ids and attention mask, `(batch, tokens)` int64.
-    """
-    longest = max(map(len, rows)) + tokenizer.special_tokens
-    ids = np.full((len(rows), longest), tokenizer.pad_id, np.int64)
-    mask = np.zeros((len(rows), longest), np.int64)
-    before = len(tokenizer.prefix)
-    for i, row in enumerate(rows):
-        end = before + len(row)
-        ids[i, :before] = tokenizer.prefix
-        ids[i, before:end] = row
-        ids[i, end : end + len(tokenizer.suffix)] = tokenizer.suffix
-        mask[i, : end + len(tokenizer.suffix)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def training_batch(
@@ -132,4 +90,4 @@ def training_batch(
         targets[i, before : before + end - start, columns] = bits.T  # numpy puts the indexed axis first
         first = before + int(window["owned_start"])
         loss_mask[i, first : first + int(window["owned_length"])] = 1
-    return Batch(ids, mask, torch.from_numpy(targets), torch.from_numpy(loss_mask))
+    return Batch(*map(torch.from_numpy, (ids, mask, targets, loss_mask)))

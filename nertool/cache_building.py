@@ -219,7 +219,7 @@ def _build(
     on_documents: Callable[[int], None],
 ) -> WindowCache:
     encoder = _Encoder(
-        tokenizer.tokenizer.backend_tokenizer,
+        tokenizer.backend,
         tuple(made_by["labels"]),
         made_by["begin_channels"],
         made_by["max_tokens"] - tokenizer.special_tokens,
@@ -419,4 +419,4 @@ def _durable_size(path: Path) -> int:
 
 
 def _id_dtype(tokenizer: SectionTokenizer) -> np.dtype[Any]:
-    return np.dtype("<u2") if len(tokenizer.tokenizer) <= 2**16 else np.dtype("<u4")
+    return np.dtype("<u2") if tokenizer.backend.get_vocab_size() <= 2**16 else np.dtype("<u4")

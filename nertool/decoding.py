@@ -1,6 +1,6 @@
 """The model's logits → spans of characters. Used alike by validation, `evaluate` and `predict`."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,19 +33,21 @@ class DecodedSpans:
     score: npt.NDArray[np.float64]
 
 
-def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float, switch_cost: float) -> DecodedSpans:
+def decode(
+    logits: Floats, tokens: Tokens, scheme: LabelScheme, thresholds: Sequence[float], switch_cost: float
+) -> DecodedSpans:
     """Turns logits into spans: for each class, the longest runs of words that are inside.
 
     A word is decided on by the mean logit of its tokens, for each class on its own, so spans of several classes may
     nest and cross. Words with no space between them (`TNF-α-induced`, `(ERK)`) are decided on together: each change
     between inside and outside costs `switch_cost`, and the best sequence wins. With begin channels a run is cut before
-    a word of which a token's begin probability reaches the threshold.
+    a word of which a token's begin probability reaches the class's threshold.
 
     Args:
         logits: `(tokens, channels)` float32.
         tokens: The tokens of the sections.
         scheme: What the channels mean.
-        threshold: The least probability of a word inside an entity, in (0, 1).
+        thresholds: The least probability of a word inside an entity of each class, `(labels,)`, in (0, 1).
         switch_cost: In logits, at least 0.
 
     Source: KAZU's `TokenizedWordProcessor` lets any subword of a white-space word decide; that loses brackets
@@ -67,7 +69,7 @@ def decode(logits: Floats, tokens: Tokens, scheme: LabelScheme, threshold: float
     sections = np.searchsorted(tokens.section_bounds, firsts, side="right") - 1
     new_section = np.append(True, sections[1:] != sections[:-1])
     after_space = new_section | np.append(True, starts[1:] > ends[:-1])
-    cut = math.log(threshold / (1 - threshold))
+    cut = np.log(np.divide(thresholds, np.subtract(1.0, thresholds)))
     inside = _best_sequences((words - cut).astype(np.float32), after_space, switch_cost)
     fresh = new_section[:, None]  # nothing continues across sections
     if scheme.begin:

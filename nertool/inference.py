@@ -1,36 +1,87 @@
 """Documents → predicted entities, in memory. Validation, `evaluate` and `predict` all come through here."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from nertool.batches import pack_by_length, pad_ids
+from nertool.artefacts import Decisions, read_facts
 from nertool.decoding import Floats, decode
-from nertool.devices import autocast
 from nertool.documents import Document, Entity, Section, Span
-from nertool.model import NerModel
+from nertool.engines import Engine, OnnxRuntimeEngine, OpenVinoEngine, Tagger, is_installed, require
+from nertool.errors import NertoolError
+from nertool.packing import pack_by_length, pad_ids
 from nertool.provenance import without_provenance
-from nertool.windows import Tokens, Windows, plan_windows
+from nertool.settings import PredictSettings
+from nertool.windows import SectionTokenizer, Tokens, Windows, plan_windows
 
 
-@dataclass(frozen=True, slots=True)
-class Runner:
-    """How to run a model.
+def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
+    """Loads a model, trained or exported, with the fastest engine that is installed; see `settings.engine`.
+
+    torch and transformers are imported for a trained model only.
+
+    Raises:
+        NertoolError: If the folder is no model, or damaged, or what it needs isn't installed.
+    """
+    facts = read_facts(folder)
+    exported = facts.get("export")
+    if exported is None or exported["format"] in ("hf", "kazu"):
+        if settings.engine not in ("auto", "torch"):
+            raise NertoolError(
+                f"{folder} can't be run by {settings.engine}", "export it first: nertool export --format onnx|openvino"
+            )
+        from nertool.devices import choose_device, choose_precision  # noqa: PLC0415 (torch)
+        from nertool.model import load_model  # noqa: PLC0415
+
+        device = choose_device(settings.device)
+        model = load_model(folder)
+        model.to(device)
+        return model.tagger(device, choose_precision(settings.precision, device))
+    return load_exported(folder, exported, choose_engine(folder, exported, settings.engine))
+
+
+def load_exported(folder: Path, exported: dict[str, Any], engine: str) -> Tagger:
+    """Loads an exported model with an engine.
 
     Args:
-        device: Where.
-        precision: The autocast precision.
-        tokens_per_batch: Most tokens of a batch, padding included.
-        should_stop: Asked before each batch; it may raise, to interrupt.
+        folder: The model.
+        exported: What its `nertool.json` says of the export.
+        engine: `onnxruntime` or `openvino`.
     """
+    from tokenizers import Tokenizer  # noqa: PLC0415 (trained models come with transformers' wrapper around it)
 
-    device: torch.device
-    precision: torch.dtype
-    tokens_per_batch: int
-    should_stop: Callable[[], None] = lambda: None
+    precision = exported["precision"]
+    running: Engine
+    if engine == "onnxruntime":
+        running = OnnxRuntimeEngine(folder / exported["model"])
+    else:
+        running = OpenVinoEngine(folder / exported["model"], "bf16" if precision == "bf16" else "fp32")
+    tokenizer = SectionTokenizer.wrap(Tokenizer.from_file(str(folder / "tokenizer.json")), exported["pad_id"])
+    return Tagger(running, tokenizer, Decisions.from_json(read_facts(folder)), f"{engine} on cpu in {precision}")
+
+
+def choose_engine(folder: Path, exported: dict[str, Any], wanted: str) -> str:
+    """Returns the engine for an exported model: the wanted one, or the fastest of those that its export measured.
+
+    Raises:
+        NertoolError: If it can't be run so, or no such engine is installed.
+    """
+    measured: dict[str, float] = exported["tokens_per_second"]
+    if wanted != "auto":
+        if wanted not in measured:
+            raise NertoolError(f"{folder} can't be run by {wanted}", f"predict.engine: {' or '.join(measured)}")
+        require(wanted)
+        return wanted
+    fastest_first = sorted(measured, key=lambda name: -measured[name])
+    installed = [name for name in fastest_first if is_installed(name)]
+    if not installed:
+        require(fastest_first[0])
+    return installed[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +93,34 @@ class Prepared:
     windows: Windows
 
 
-def prepare(sections: Sequence[Section], model: NerModel) -> Prepared:
+def prepare(sections: Sequence[Section], tagger: Tagger) -> Prepared:
     """Tokenises sections and cuts them into windows."""
-    tokens = model.tokenizer.tokenize([section.text for section in sections])
-    return Prepared(tuple(sections), tokens, plan_windows(tokens, model.window_tokens, model.windows.overlap_tokens))
+    tokens = tagger.tokenizer.tokenize([section.text for section in sections])
+    overlap = tagger.decisions.windows.overlap_tokens
+    return Prepared(tuple(sections), tokens, plan_windows(tokens, tagger.window_tokens, overlap))
 
 
-def predict_sections(model: NerModel, prepared: Prepared, runner: Runner) -> list[tuple[Entity, ...]]:
+def predict_sections(
+    tagger: Tagger, prepared: Prepared, tokens_per_batch: int, should_stop: Callable[[], None] = lambda: None
+) -> list[tuple[Entity, ...]]:
     """Predicts the entities of prepared sections.
 
-    The network is in evaluation mode meanwhile and afterwards in the mode that it was in.
+    Args:
+        tagger: Finds them.
+        prepared: The sections.
+        tokens_per_batch: Most tokens of a batch, padding included.
+        should_stop: Asked before each batch; it may raise, to interrupt.
 
     Returns:
         The entities of each section, sorted by place, with their scores.
     """
-    logits = token_logits(model, prepared, runner)
-    decoded = decode(logits, prepared.tokens, model.scheme, model.threshold, model.switch_cost)
+    return find_entities(tagger, prepared, token_logits(tagger, prepared, tokens_per_batch, should_stop))
+
+
+def find_entities(tagger: Tagger, prepared: Prepared, logits: Floats) -> list[tuple[Entity, ...]]:
+    """Returns the entities of each section that the logits say, `(tokens, channels)`."""
+    decisions = tagger.decisions
+    decoded = decode(logits, prepared.tokens, decisions.scheme, decisions.thresholds, decisions.switch_cost)
     entities: list[list[Entity]] = [[] for _ in prepared.sections]
     for section, label, start, end, score in zip(
         decoded.section.tolist(),
@@ -69,60 +132,71 @@ def predict_sections(model: NerModel, prepared: Prepared, runner: Runner) -> lis
     ):
         text = prepared.sections[section].text
         entities[section].append(
-            Entity(model.scheme.labels[label], (Span(start, end),), text[start:end], score=round(score, 4))
+            Entity(decisions.scheme.labels[label], (Span(start, end),), text[start:end], score=round(score, 4))
         )
     return [tuple(found) for found in entities]
 
 
-def token_logits(model: NerModel, prepared: Prepared, runner: Runner) -> Floats:
+def token_logits(
+    tagger: Tagger, prepared: Prepared, tokens_per_batch: int, should_stop: Callable[[], None] = lambda: None
+) -> Floats:
     """Runs the network over all windows, longest batches first, and keeps what each window owns.
 
     Returns:
         The logits of every token, `(tokens, channels)` float32.
     """
     windows, tokens = prepared.windows, prepared.tokens
-    logits = np.zeros((len(tokens.ids), model.scheme.channels), np.float32)
-    lengths = windows.lengths + model.tokenizer.special_tokens
+    logits = np.zeros((len(tokens.ids), tagger.decisions.scheme.channels), np.float32)
+    lengths = windows.lengths + tagger.tokenizer.special_tokens
     longest_first = np.argsort(-lengths, kind="stable")
-    was_training = model.network.training
-    model.network.eval()
-    before = len(model.tokenizer.prefix)
-    try:
-        with torch.inference_mode():
-            for batch in pack_by_length(lengths, longest_first, runner.tokens_per_batch):
-                runner.should_stop()
-                rows = [tokens.ids[windows.starts[i] : windows.ends[i]].astype(np.int64) for i in batch]
-                ids, mask = pad_ids(rows, model.tokenizer)
-                with autocast(runner.device, runner.precision):
-                    output = model.network(input_ids=ids.to(runner.device), attention_mask=mask.to(runner.device))
-                found = output.logits.float().cpu().numpy()
-                for row, window in enumerate(batch):
-                    first, last = int(windows.owned_starts[window]), int(windows.owned_ends[window])
-                    shift = before - int(windows.starts[window])
-                    logits[first:last] = found[row, first + shift : last + shift]
-    finally:
-        model.network.train(was_training)
+    before = len(tagger.tokenizer.prefix)
+    for batch in pack_by_length(lengths, longest_first, tokens_per_batch):
+        should_stop()
+        rows = [tokens.ids[windows.starts[i] : windows.ends[i]].astype(np.int64) for i in batch]
+        found = tagger.engine(*pad_ids(rows, tagger.tokenizer))
+        for row, window in enumerate(batch):
+            first, last = int(windows.owned_starts[window]), int(windows.owned_ends[window])
+            shift = before - int(windows.starts[window])
+            logits[first:last] = found[row, first + shift : last + shift]
     return logits
 
 
 def predict_documents(
-    model: NerModel, documents: Iterable[Document], runner: Runner, documents_per_chunk: int
+    tagger: Tagger, documents: Iterable[Document], tokens_per_batch: int, documents_per_chunk: int
 ) -> Iterator[list[Document]]:
     """Predicts documents in chunks, so that memory stays bounded and progress can be saved.
 
+    While the network runs on a chunk, another thread reads and tokenises the next one and decodes the one before.
     The result for a document depends on nothing but the chunk that it is in.
 
     Yields:
         For each chunk its documents with the predicted entities in the place of the ones they had.
     """
     remaining = iter(documents)
-    while chunk := list(islice(remaining, documents_per_chunk)):
-        sections = [section for document in chunk for section in document.sections]
-        predicted = iter(predict_sections(model, prepare(sections, model), runner))
-        yield [
-            replace(
-                without_provenance(document),
-                sections=tuple(replace(section, entities=next(predicted)) for section in document.sections),
-            )
-            for document in chunk
-        ]
+
+    def read() -> tuple[list[Document], Prepared]:
+        chunk = list(islice(remaining, documents_per_chunk))
+        return chunk, prepare([section for document in chunk for section in document.sections], tagger)
+
+    with ThreadPoolExecutor(1) as beside:
+        ahead = beside.submit(read)
+        found: Future[list[Document]] | None = None
+        while (got := ahead.result())[0]:
+            ahead = beside.submit(read)
+            logits = token_logits(tagger, got[1], tokens_per_batch)
+            finished, found = found, beside.submit(_with_entities, tagger, *got, logits)
+            if finished is not None:
+                yield finished.result()
+        if found is not None:
+            yield found.result()
+
+
+def _with_entities(tagger: Tagger, chunk: list[Document], prepared: Prepared, logits: Floats) -> list[Document]:
+    predicted = iter(find_entities(tagger, prepared, logits))
+    return [
+        replace(
+            without_provenance(document),
+            sections=tuple(replace(section, entities=next(predicted)) for section in document.sections),
+        )
+        for document in chunk
+    ]

@@ -1,5 +1,7 @@
 """Loss functions: `loss(logits, batch) -> summed loss`; the loop alone divides it, by the tokens that count."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -22,6 +24,35 @@ def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """
     losses = binary_cross_entropy_with_logits(logits.float(), batch.targets, reduction="none").sum(dim=-1)
     return (losses * batch.loss_mask).sum()
+
+
+def distillation_loss(hard_weight: float, temperature: float) -> Callable[[Tensor, Batch], Tensor]:
+    """Returns the loss of a student: its teacher's probabilities for every token, and the gold where that is known.
+
+    Each channel is a decision of its own, so what is matched is the probability of each, not one distribution over all.
+    Probabilities are taken from logits divided by the temperature, and the loss is multiplied by its square, so that
+    gradients stay as large.
+
+    Args:
+        hard_weight: The share of the gold in the loss of windows that have it, in [0, 1].
+        temperature: At least 1; above it, the student also learns how certain its teacher is of what it rules out.
+
+    Returns:
+        A loss like `binary_cross_entropy`, for batches with `teacher_logits` and `labelled`.
+
+    Source: Hinton et al. 2015, Distilling the Knowledge in a Neural Network, section 2, for independent channels.
+    """
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        assert batch.teacher_logits is not None and batch.labelled is not None
+        logits = logits.float()
+        soft_targets = torch.sigmoid(batch.teacher_logits / temperature)
+        soft = binary_cross_entropy_with_logits(logits / temperature, soft_targets, reduction="none").sum(dim=-1)
+        hard = binary_cross_entropy_with_logits(logits, batch.targets, reduction="none").sum(dim=-1)
+        share = hard_weight * batch.labelled[:, None]
+        return ((soft * temperature**2 * (1 - share) + hard * share) * batch.loss_mask).sum()
+
+    return loss
 
 
 def prior_bias(positives: Tensor, total: float) -> Tensor:

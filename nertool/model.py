@@ -1,6 +1,5 @@
 """Backbones and models: finding, loading, checking and saving them."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,39 +10,40 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import torch
 
-from nertool import __version__
+from nertool.artefacts import Decisions, read_facts, write_facts
+from nertool.devices import autocast
+from nertool.engines import Tagger
 from nertool.errors import NertoolError
-from nertool.files import read_json, write_json
 from nertool.labels import LabelScheme
 from nertool.settings import ModelSettings, WindowSettings
 from nertool.windows import SectionTokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-NERTOOL_FILE = "nertool.json"
-FORMAT_VERSION = 1
+    from nertool.engines import Floats, Longs
 
 
 @dataclass(frozen=True, slots=True)
 class NerModel:
-    """A model with all that is needed to run it.
+    """A network with all that is needed to train it, run it and save it.
 
     Args:
         network: `AutoModelForTokenClassification`; `(batch, tokens)` ids → logits `(batch, tokens, channels)`.
         tokenizer: Its tokenizer.
-        scheme: What the channels mean.
-        windows: The window sizes that it was trained with.
-        threshold: The least probability of a word inside an entity.
-        switch_cost: What it costs, in logits, to begin or end an entity where there is no space.
+        hub_tokenizer: The same as Hugging Face's, for saving.
+        decisions: What the logits mean.
     """
 
     network: "PreTrainedModel"
     tokenizer: SectionTokenizer
-    scheme: LabelScheme
-    windows: WindowSettings
-    threshold: float
-    switch_cost: float
+    hub_tokenizer: "PreTrainedTokenizerFast"
+    decisions: Decisions
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """What the channels mean."""
+        return self.decisions.scheme
 
     def to(self, device: torch.device) -> "PreTrainedModel":
         """Moves the network to a device, makes it fast there, and returns it."""
@@ -54,10 +54,38 @@ class NerModel:
         self.network.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in an untyped one
         return self.network
 
-    @property
-    def window_tokens(self) -> int:
-        """Longest window without special tokens."""
-        return self.windows.max_tokens - self.tokenizer.special_tokens
+    def tagger(self, device: torch.device, precision: torch.dtype) -> Tagger:
+        """Returns what predicts with this network, which is on the device already; it follows further training."""
+        runs_on = f"torch on {device.type} in {str(precision).removeprefix('torch.')}"
+        return Tagger(TorchEngine(self.network, device, precision), self.tokenizer, self.decisions, runs_on)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchEngine:
+    """Runs a network in evaluation mode, and leaves it in the mode that it was in.
+
+    Args:
+        network: The network.
+        device: Where it is.
+        precision: The autocast precision.
+    """
+
+    network: "PreTrainedModel"
+    device: torch.device
+    precision: torch.dtype
+
+    def __call__(self, ids: "Longs", mask: "Longs") -> "Floats":
+        """Returns logits; see `engines.Engine`."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                given = (torch.from_numpy(array).to(self.device) for array in (ids, mask))
+                output = self.network(**dict(zip(("input_ids", "attention_mask"), given, strict=True)))
+                found: Floats = output.logits.float().cpu().numpy()
+        finally:
+            self.network.train(was_training)
+        return found
 
 
 def backbone_path(name: str) -> str:
@@ -86,11 +114,23 @@ def load_tokenizer(name: str) -> SectionTokenizer:
     Raises:
         NertoolError: If it can't be found or is not a fast one.
     """
+    return _wrap(_load_hub_tokenizer(name), name)
+
+
+def _load_hub_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 (one second that the data modules needn't wait for)
 
     with _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(backbone_path(name))
-    return SectionTokenizer.wrap(tokenizer, name)
+        return AutoTokenizer.from_pretrained(backbone_path(name))
+
+
+def _wrap(tokenizer: Any, name: str) -> SectionTokenizer:
+    if not getattr(tokenizer, "is_fast", False):
+        raise NertoolError(
+            f"the tokenizer of {name} is not a fast one, so its tokens have no character offsets",
+            "use a checkpoint with a tokenizer.json",
+        )
+    return SectionTokenizer.wrap(tokenizer.backend_tokenizer, tokenizer.pad_token_id or 0)
 
 
 def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelScheme) -> NerModel:
@@ -102,13 +142,14 @@ def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelSch
     from transformers import AutoConfig, AutoModelForTokenClassification  # noqa: PLC0415
 
     path = backbone_path(settings.name)
-    tokenizer = load_tokenizer(settings.name)
+    hub_tokenizer = _load_hub_tokenizer(settings.name)
+    tokenizer = _wrap(hub_tokenizer, settings.name)
     with _loading(settings.name):
         config = AutoConfig.from_pretrained(path)
         names = scheme.channel_names()
         config.id2label, config.label2id = names, {name: i for i, name in names.items()}
         config.problem_type = "multi_label_classification"
-        _set_dropout(config, settings)
+        set_dropout(config, settings)
         check_window(windows, tokenizer, config, settings.name)
         network, report = AutoModelForTokenClassification.from_pretrained(
             path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
@@ -119,13 +160,8 @@ def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelSch
             f"{type(network).__name__} ({settings.name}) has no output layer of the kind that nertool trains",
             "use BERT, DistilBERT, RoBERTa, ELECTRA, DeBERTa-v2/v3 or ModernBERT",
         )
-    return NerModel(network, tokenizer, scheme, windows, settings.threshold, settings.switch_cost)
-
-
-def model_facts(folder: Path) -> dict[str, Any]:
-    """Returns what a model's `nertool.json` tells about it."""
-    facts: dict[str, Any] = read_json(folder / NERTOOL_FILE)
-    return facts
+    thresholds = (settings.threshold,) * len(scheme.labels)
+    return NerModel(network, tokenizer, hub_tokenizer, Decisions(scheme, windows, thresholds, settings.switch_cost))
 
 
 def load_model(folder: Path) -> NerModel:
@@ -136,21 +172,10 @@ def load_model(folder: Path) -> NerModel:
     """
     from transformers import AutoModelForTokenClassification  # noqa: PLC0415
 
-    if not folder.is_dir():
-        raise NertoolError(f"{folder} is not a model folder", "name the `model` folder of a training run")
-    if not (folder / NERTOOL_FILE).is_file():
-        inside = folder / "model"
-        hint = f"did you mean {inside}?" if (inside / NERTOOL_FILE).is_file() else "name the `model` folder of a run"
-        raise NertoolError(f"{folder} is not a model of nertool: {NERTOOL_FILE} is missing", hint)
-    facts = read_json(folder / NERTOOL_FILE)
-    if facts.get("format") != FORMAT_VERSION:
-        raise NertoolError(
-            f"{folder / NERTOOL_FILE} has format {facts.get('format')!r}, this nertool knows {FORMAT_VERSION}",
-            "use the nertool version that wrote it",
-        )
+    facts = read_facts(folder)
     if not any(folder.glob("*.safetensors")):
         raise NertoolError(f"{folder} has no weights: model.safetensors is missing", "copy the whole model folder")
-    tokenizer = load_tokenizer(str(folder))
+    hub_tokenizer = _load_hub_tokenizer(str(folder))
     with _loading(str(folder)):
         network, report = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
@@ -159,18 +184,7 @@ def load_model(folder: Path) -> NerModel:
         missing = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
         raise NertoolError(f"{folder}: the weights lack {len(missing)} tensors, such as {missing[0]}", "copy it again")
     network.eval()
-    scheme = LabelScheme.from_json(facts["scheme"])
-    windows = WindowSettings(**facts["windows"])
-    return NerModel(network, tokenizer, scheme, windows, facts["threshold"], facts["switch_cost"])
-
-
-def model_digest(folder: Path) -> str:
-    """Returns a SHA-256 of what decides on a model's predictions: its weights, tokenizer and nertool.json."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "tokenizer.json", folder / NERTOOL_FILE]):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return NerModel(network, _wrap(hub_tokenizer, str(folder)), hub_tokenizer, Decisions.from_json(facts))
 
 
 def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
@@ -182,20 +196,8 @@ def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
         facts: What else nertool.json should tell, such as the metrics and where the annotations come from.
     """
     model.network.save_pretrained(folder, max_shard_size="1000GB")
-    model.tokenizer.tokenizer.save_pretrained(folder)
-    write_json(
-        folder / NERTOOL_FILE,
-        {
-            "format": FORMAT_VERSION,
-            "nertool_version": __version__,
-            "torch_version": torch.__version__,
-            "scheme": model.scheme.to_json(),
-            "threshold": model.threshold,
-            "switch_cost": model.switch_cost,
-            "windows": model.windows.model_dump(),
-            **facts,
-        },
-    )
+    model.hub_tokenizer.save_pretrained(folder)
+    write_facts(folder, model.decisions, {"torch_version": torch.__version__, **facts})
 
 
 def check_window(windows: WindowSettings, tokenizer: SectionTokenizer, config: Any, name: str) -> None:
@@ -220,7 +222,7 @@ def check_window(windows: WindowSettings, tokenizer: SectionTokenizer, config: A
         )
 
 
-def _set_dropout(config: Any, settings: ModelSettings) -> None:
+def set_dropout(config: Any, settings: ModelSettings) -> None:
     """Sets dropout under whichever of the names that the model families use."""
     for key in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(config, key):

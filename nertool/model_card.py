@@ -3,6 +3,7 @@
 from typing import Any
 
 from nertool import __version__
+from nertool.artefacts import Decisions
 from nertool.model import NerModel
 from nertool.settings import Settings
 
@@ -21,6 +22,7 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         f"| {_number(metrics.get(f'{label}_f1'))} | {metrics.get(f'{label}_support', '–')} |"
         for label in model.scheme.labels
     ]
+    decisions = model.decisions
     changed = settings.model_dump(mode="json", exclude_defaults=True)
     changes = [f"- `{part}.{key} = {value!r}`" for part, values in changed.items() for key, value in values.items()]
     lines = [
@@ -58,8 +60,8 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         "```",
         "",
         "A word is inside an entity of a class if the mean logit of its tokens reaches the threshold "
-        f"({model.threshold}); a border where there is no space costs {model.switch_cost} logits. Windows have at most "
-        f"{model.windows.max_tokens} tokens.",
+        f"({_thresholds(decisions)}); a border where there is no space costs {decisions.switch_cost} logits. "
+        f"Windows have at most {decisions.windows.max_tokens} tokens.",
         "",
         "## Settings that are not the defaults",
         "",
@@ -71,3 +73,10 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _thresholds(decisions: Decisions) -> str:
+    if len(set(decisions.thresholds)) == 1:
+        return str(decisions.thresholds[0])
+    pairs = zip(decisions.scheme.labels, decisions.thresholds, strict=True)
+    return ", ".join(f"{label}: {threshold}" for label, threshold in pairs)

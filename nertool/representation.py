@@ -82,7 +82,8 @@ def represent(
         targets: What `paint` made of them, `(tokens, channels)` bool.
         scheme: What the channels mean.
     """
-    decoded = decode(np.where(targets, 1, -1).astype(np.float32), tokens, scheme, threshold=0.5, switch_cost=0.0)
+    perfect = np.where(targets, 1, -1).astype(np.float32)
+    decoded = decode(perfect, tokens, scheme, [0.5] * len(scheme.labels), switch_cost=0.0)
     found = set(
         zip(decoded.section.tolist(), decoded.label.tolist(), decoded.start.tolist(), decoded.end.tolist(), strict=True)
     )

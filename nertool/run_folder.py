@@ -11,14 +11,18 @@ from nertool.tracking import METRICS_FILE
 
 RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
+REPORT_FILE = "report.json"
 SPOOL_FOLDER = "label_studio"  # what is to be shown there and isn't yet
-_OWN_FILES = [RUN_FILE, SETTINGS_FILE, METRICS_FILE, "rejected.jsonl", f".{SPOOL_FOLDER}.lock"]
+_OWN_FILES = [RUN_FILE, SETTINGS_FILE, METRICS_FILE, REPORT_FILE, "rejected.jsonl", f".{SPOOL_FOLDER}.lock"]
 _OWN_TREES = [
     "model/", ".model.old/", ".model.partial/", "checkpoints/", "cache/", ".cache.partial/", "tensorboard/",
-    f"{SPOOL_FOLDER}/",
+    f"{SPOOL_FOLDER}/", "unlabelled/", ".unlabelled.partial/", "logits/",
 ]  # fmt: skip
 # The settings that decide on the result: these parts, but for what changes only where and how often.
-_PARTS = ("data", "windows", "model", "train", "evaluate")
+_PARTS = {
+    "train": ("data", "windows", "model", "train", "evaluate"),
+    "distill": ("data", "windows", "model", "train", "distill", "evaluate"),
+}
 _FREE_SETTINGS = {
     ("data", "workers"),
     ("data", "split_fractions"),
@@ -55,7 +59,9 @@ def check_run_folder(run: Path, *, resume: bool, force: bool) -> None:
         raise NertoolError(f"{run} is not empty and not a training run", "choose another --output")
 
 
-def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: bool, force: bool) -> bool:
+def open_run(
+    run: Path, settings: Settings, data: dict[str, str], *, resume: bool, force: bool, command: str = "train"
+) -> bool:
     """Makes the run's folder, or makes sure that what is in it may go on.
 
     Args:
@@ -64,6 +70,7 @@ def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: boo
         data: What was read: name → digest.
         resume: Go on with an interrupted run.
         force: Remove an older run.
+        command: `train` or `distill`.
 
     Returns:
         Whether a finished run of the same settings and data is there, so that nothing is left to do.
@@ -71,7 +78,7 @@ def open_run(run: Path, settings: Settings, data: dict[str, str], *, resume: boo
     Raises:
         NertoolError: If another run, or something that isn't nertool's, is there.
     """
-    fingerprint = {"settings": _settings_that_matter(settings), "data": data}
+    fingerprint = {"command": command, "settings": _settings_that_matter(settings, command), "data": data}
     check_run_folder(run, resume=resume, force=force)
     if force and run.is_dir():
         remove_own(run)
@@ -112,6 +119,8 @@ def _is_begun(run: Path) -> bool:
 
 
 def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
+    if (made_by := known.get("command", "train")) != fingerprint["command"]:
+        raise NertoolError(f"{run} holds a run of `nertool {made_by}`", "choose another --output")
     different = [
         f"{part}.{key} was {known['settings'][part].get(key)!r}, now {value!r}"
         for part, values in fingerprint["settings"].items()
@@ -119,7 +128,7 @@ def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) ->
         if known["settings"][part].get(key) != value
     ]
     different += [
-        f"the {name} documents have changed"
+        f"the {name}{'' if name == 'teacher' else ' documents'} {'has' if name == 'teacher' else 'have'} changed"
         for name, value in fingerprint["data"].items()
         if known["data"].get(name) != value
     ]
@@ -130,9 +139,9 @@ def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) ->
     return bool(known["finished"])
 
 
-def _settings_that_matter(settings: Settings) -> dict[str, dict[str, Any]]:
-    values = settings.model_dump(mode="json", include=set(_PARTS))
+def _settings_that_matter(settings: Settings, command: str) -> dict[str, dict[str, Any]]:
+    values = settings.model_dump(mode="json", include=set(_PARTS[command]))
     return {
         part: {key: value for key, value in values[part].items() if (part, key) not in _FREE_SETTINGS}
-        for part in _PARTS
+        for part in _PARTS[command]
     }

@@ -13,16 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nertool.batches import training_batch
+from nertool.batches import Batch, training_batch
 from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, random_states, save_checkpoint
 from nertool.console import Advance, say
 from nertool.console import progress as show_progress
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
 from nertool.distributed import ALONE, World, local_rank
 from nertool.documents import Document, Entity, Section
+from nertool.engines import Tagger
 from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
-from nertool.inference import Prepared, Runner, predict_sections, prepare
+from nertool.inference import Prepared, predict_sections, prepare
 from nertool.losses import binary_cross_entropy, prior_bias
 from nertool.matching import SectionPair
 from nertool.metrics import evaluation_report
@@ -34,6 +35,7 @@ from nertool.stopping import StopRequest, StopRequestedError, stop_request
 from nertool.tracking import Tracker
 from nertool.training import (
     BatchPlan,
+    LossFunction,
     NonFiniteError,
     StepReport,
     find_tokens_per_batch,
@@ -44,6 +46,30 @@ from nertool.training import (
 from nertool.window_cache import WindowCache, documents_of_windows
 
 _DOCUMENTS_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a run learns from, and how.
+
+    Args:
+        network: What is trained: the model's network, alone or with what helps it to learn.
+        lengths: Tokens of each window, special tokens included, `(windows,)` int64.
+        owned: Tokens that each window owns, `(windows,)` int64.
+        load_batch: Reads windows.
+        loss: Gives the loss of a batch.
+        begin: Called before the first step of a run, not of a resumed one.
+        documents_of: Names the documents that windows are from.
+    """
+
+    network: torch.nn.Module
+    lengths: npt.NDArray[np.int64]
+    owned: npt.NDArray[np.int64]
+    load_batch: Callable[[npt.NDArray[np.int64]], Batch]
+    loss: LossFunction
+    begin: Callable[[], None]
+    documents_of: Callable[[npt.NDArray[np.int64]], list[str]]
+
 
 # Takes the step, and the entities of each section of the eval split.
 Show = Callable[[int, Sequence[Sequence[Entity]]], None]
@@ -73,7 +99,9 @@ class Session:
         settings: All settings.
         model: The model in training.
         split: The eval split.
-        runner: How to predict it.
+        tagger: Predicts with it.
+        device: Where it is trained.
+        should_stop: Asked before each batch of an evaluation; it may raise.
         tracker: Where to write what was measured.
         progress: Where training is.
         evaluation_steps: The steps after which the eval split is scored.
@@ -87,7 +115,9 @@ class Session:
     settings: Settings
     model: NerModel
     split: EvalSplit
-    runner: Runner
+    tagger: Tagger
+    device: torch.device
+    should_stop: Callable[[], None]
     tracker: Tracker
     progress: Progress
     evaluation_steps: frozenset[int]
@@ -105,7 +135,7 @@ class Session:
         self.progress.train_seconds += now - self._saved
         self._saved = now
         self.progress.metrics_lines = self.tracker.lines
-        if states := self.world.gather(random_states(self.runner.device)):
+        if states := self.world.gather(random_states(self.device)):
             with self._saying_what_is_safe("checkpoint"):
                 self.checkpoint(states)
 
@@ -127,7 +157,7 @@ class Session:
         progress = self.progress
         if progress.step in self.evaluation_steps and progress.evaluated_step != progress.step:
             shown = partial(self.show, progress.step) if self.show else None
-            metrics = evaluate_split(self.model, self.split, self.runner, self.settings, self.world, shown)
+            metrics = evaluate_split(self.tagger, self.split, self.settings, self.world, self.should_stop, shown)
             name = self.settings.train.metric
             value = float(metrics.get(name) or 0.0)  # null is 0/0; KAZU's scheme leaves out what was never predicted
             progress.evaluated_step = progress.step
@@ -154,9 +184,9 @@ class Session:
         growing = self.run / ".model.partial"
         shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir()
-        facts = {**self.facts, "step": self.progress.step}
+        facts = {"backbone": self.settings.model.name, **self.facts, "step": self.progress.step}
         scores = {key: metrics[key] for key in ("micro_f1", "mean_f1", "scheme")}
-        save_model(self.model, growing, {"scores": scores, "backbone": self.settings.model.name, **facts})
+        save_model(self.model, growing, {"scores": scores, **facts})
         (growing / "README.md").write_text(model_card(self.model, metrics, self.settings, facts), encoding="utf-8")
         replace_folder(growing, self.run / "model")
 
@@ -177,7 +207,7 @@ class Session:
 def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it needs it)
     run: Path,
     model: NerModel,
-    cache: WindowCache,
+    task: Task,
     eval_documents: Sequence[Document],
     settings: Settings,
     facts: dict[str, Any],
@@ -189,7 +219,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
     Args:
         run: The run's folder, opened with `open_run`.
         model: The model to train, in place.
-        cache: The training windows.
+        task: What it learns from.
         eval_documents: The documents that choose the best model and stop early.
         settings: All settings.
         facts: What the model card should tell about the data.
@@ -209,10 +239,11 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
         keep_freed_memory()
     elif device.type == "cuda" and precision != torch.float32:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-    network = model.to(device)
-    optimizer = make_optimizer(network, settings.train)
+    model.to(device)
+    network = task.network.to(device)
+    tagger = model.tagger(device, precision)
+    optimizer = make_optimizer(model.network, settings.train, network)
     scaler = make_scaler(device, precision)
-    columns = channel_columns(cache, model)
     checkpoints = run / "checkpoints"
     if world.rank == 0:
         recover_folder(run / "model")
@@ -221,16 +252,14 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
         progress = load_checkpoint(Path(newest), network, optimizer, scaler, world)
     else:
         progress = Progress()
-        set_prior_bias(model, cache, columns)
+        task.begin()
         torch.manual_seed(settings.train.seed + world.rank)  # each process drops other units
-    lengths = cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens
-    if not len(lengths):
+    if not len(task.lengths):
         raise NertoolError("the training documents have no text to learn from")
     progress.tokens_per_batch = progress.tokens_per_batch or _tokens_per_batch(
-        model, int(lengths.max()), settings, device, precision, world
+        model, int(task.lengths.max()), settings, device, precision, world
     )
-    owned = cache.windows["owned_length"].astype(np.int64)
-    plan = BatchPlan(lengths, owned, settings.train, progress.tokens_per_batch, world.size)
+    plan = BatchPlan(task.lengths, task.owned, settings.train, progress.tokens_per_batch, world.size)
     if newest:
         say(f"resuming at step {progress.step:,} of {plan.total_steps:,}")
     summary: dict[str, Any] = {
@@ -238,9 +267,10 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
         "device": str(device),
         "precision": str(precision).removeprefix("torch."),
     }
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
     say(
-        f"training {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters on {summary['device']} in "
-        f"{summary['precision']}: {len(cache.windows):,} windows, {plan.total_steps:,} steps"
+        f"training {parameters / 1e6:.1f} M parameters on {summary['device']} in "
+        f"{summary['precision']}: {len(task.lengths):,} windows, {plan.total_steps:,} steps"
         + (f", {world.size} processes" if world.size > 1 else "")
     )
     tracker = Tracker(
@@ -254,13 +284,10 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
             run,
             settings,
             model,
-            prepare_eval(eval_documents, model, world),
-            Runner(
-                device,
-                precision,
-                settings.predict.tokens_per_batch,
-                stop.check if world.size == 1 else lambda: None,  # the others would wait for one that stops alone
-            ),
+            prepare_eval(eval_documents, tagger, world),
+            tagger,
+            device,
+            stop.check if world.size == 1 else lambda: None,  # the others would wait for one that stops alone
             tracker,
             progress,
             plan.evaluation_steps(),
@@ -274,8 +301,8 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
             optimizer,
             scaler,
             plan,
-            lambda indices: training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels),
-            binary_cross_entropy,
+            task.load_batch,
+            task.loss,
             settings.train,
             progress,
             device,
@@ -287,7 +314,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
         except NonFiniteError as error:
             if world.rank:
                 raise SystemExit(2) from error  # the first process says so
-            raise NertoolError(*_explain(error, cache, model)) from error
+            raise NertoolError(*_explain(error, task)) from error
         except StopRequestedError as error:
             session.save()
             world.largest(0)  # torchrun ends all when one has ended: none before the checkpoint is whole
@@ -307,6 +334,20 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
     return summary
 
 
+def labelled_task(cache: WindowCache, model: NerModel) -> Task:
+    """Returns the task of learning the entities of a cache's documents."""
+    columns = channel_columns(cache, model)
+    return Task(
+        network=model.network,
+        lengths=cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens,
+        owned=cache.windows["owned_length"].astype(np.int64),
+        load_batch=lambda indices: training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels),
+        loss=binary_cross_entropy,
+        begin=lambda: set_prior_bias(model, cache, columns),
+        documents_of=lambda windows: documents_of_windows(cache, windows, model.tokenizer),
+    )
+
+
 def _tokens_per_batch(
     model: NerModel, longest: int, settings: Settings, device: torch.device, precision: torch.dtype, world: World
 ) -> int:
@@ -319,9 +360,9 @@ def _tokens_per_batch(
     return -least
 
 
-def _explain(error: NonFiniteError, cache: WindowCache, model: NerModel) -> tuple[str, str]:
+def _explain(error: NonFiniteError, task: Task) -> tuple[str, str]:
     """Returns what to say about a loss that is no number, and what to do."""
-    documents = documents_of_windows(cache, error.windows, model.tokenizer)
+    documents = task.documents_of(error.windows)
     named = ", ".join(documents[:_DOCUMENTS_NAMED]) + (", …" if len(documents) > _DOCUMENTS_NAMED else "")
     return (
         f"{error.what} at step {error.step:,}, with windows of {len(documents)} documents: {named}",
@@ -351,26 +392,26 @@ def _follow(steps: Iterable[StepReport], session: Session, advance: Advance, sto
     return False
 
 
-def prepare_eval(documents: Sequence[Document], model: NerModel, world: World = ALONE) -> EvalSplit:
+def prepare_eval(documents: Sequence[Document], tagger: Tagger, world: World = ALONE) -> EvalSplit:
     """Tokenises the eval split, or this process's share of it."""
     numbered = [(i, section) for i, document in enumerate(documents) for section in document.sections]
     sections = tuple(section for _, section in numbered)
-    return EvalSplit(sections, tuple(i for i, _ in numbered), prepare(sections[world.rank :: world.size], model))
+    return EvalSplit(sections, tuple(i for i, _ in numbered), prepare(sections[world.rank :: world.size], tagger))
 
 
 def evaluate_split(
-    model: NerModel,
+    tagger: Tagger,
     split: EvalSplit,
-    runner: Runner,
     settings: Settings,
     world: World = ALONE,
+    should_stop: Callable[[], None] = lambda: None,
     on_predicted: Callable[[Sequence[Sequence[Entity]]], None] | None = None,
 ) -> dict[str, Any]:
     """Predicts the eval split and scores it; returns what `evaluate --json` prints, without confidence intervals.
 
     `on_predicted` takes the entities of each section, in the first process.
     """
-    shares = world.gather(predict_sections(model, split.prepared, runner))
+    shares = world.gather(predict_sections(tagger, split.prepared, settings.predict.tokens_per_batch, should_stop))
     report = None
     if world.rank == 0:
         predicted = [shares[i % world.size][i // world.size] for i in range(len(split.sections))]
@@ -378,7 +419,8 @@ def evaluate_split(
             SectionPair(document, section.entities, found)
             for document, section, found in zip(split.document_of_section, split.sections, predicted, strict=True)
         ]
-        report = evaluation_report(pairs, model.scheme.labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
+        labels = tagger.decisions.scheme.labels
+        report = evaluation_report(pairs, labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
         if on_predicted:
             on_predicted(predicted)
     return world.share(report)

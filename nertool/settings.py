@@ -144,6 +144,23 @@ class TrainSettings(_Part):
     tensorboard: bool = Field(True, description="Write TensorBoard files.")
 
 
+class DistillSettings(_Part):
+    """Making a small model of a big one; how long and how fast it learns is in `train`."""
+
+    student: str = Field(
+        "", description="The student's backbone, with the teacher's tokenizer: a hub name, a folder, or `minilm`."
+    )
+    student_layers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Instead of a backbone: a student of so many of the teacher's layers, evenly chosen."
+    )
+    hard_weight: Fraction = Field(
+        0.5, description="Share of the gold entities in the loss, where they are known; the rest is the teacher's."
+    )
+    temperature: float = Field(
+        1.0, ge=1.0, description="Divides the logits of both before they are compared; above 1, doubts count more."
+    )
+
+
 class EvaluateSettings(_Part):
     """Scoring."""
 
@@ -155,8 +172,11 @@ class EvaluateSettings(_Part):
 
 
 class PredictSettings(_Part):
-    """Running a trained model, in `predict` and `evaluate`; the batch size also when training scores the eval split."""
+    """Running a model, in `predict` and `evaluate`; the batch size also when training scores the eval split."""
 
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
+        "auto", description="What runs the model. `auto`: the fastest that is installed of those that can."
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Autocast precision; `auto` as in training."
@@ -292,6 +312,7 @@ class Settings(BaseSettings):
     windows: WindowSettings = WindowSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     predict: PredictSettings = PredictSettings()
     annotate: AnnotateSettings = AnnotateSettings()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nertool.cache_building import Scan, scan
@@ -23,17 +23,20 @@ class Source:
         path: Documents, or a cache.
         settings: Say what to do with invalid documents.
         report: Filled when the documents are read for the first time.
+        texts: Whether plain texts (.txt) are documents, too.
     """
 
     path: Path
     settings: Settings
     report: ReadReport
+    texts: bool = False
 
     def read(self) -> Iterator[Document]:
         """Reads the documents, and fills the report."""
         if is_cache(self.path):
             return open_cache(self.path).documents()
-        return read_documents(self.path, self.report, skip_invalid=self.settings.data.skip_invalid)
+        skip_invalid = self.settings.data.skip_invalid
+        return read_documents(self.path, self.report, skip_invalid=skip_invalid, texts=self.texts)
 
     def read_all(self) -> list[Document]:
         """Reads all documents into memory, and fills the report.
@@ -48,7 +51,7 @@ class Source:
 
     def read_again(self) -> Iterator[Document]:
         """Reads the documents once more; what there is to report was reported the first time."""
-        return Source(self.path, self.settings, ReadReport()).read()
+        return replace(self, report=ReadReport()).read()
 
     def scan(self, on_documents: Callable[[int], None]) -> Scan:
         """Returns what a first pass over the documents tells; a cache knows it already."""

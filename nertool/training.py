@@ -203,17 +203,24 @@ def customary_learning_rate(hidden_size: int) -> float:
     return 6e-4 * (384 / hidden_size) ** 3
 
 
-def make_optimizer(network: "PreTrainedModel", settings: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(
+    network: "PreTrainedModel", settings: TrainSettings, trained: torch.nn.Module | None = None
+) -> torch.optim.AdamW:
     """Returns AdamW with four groups: backbone and output layer, with and without weight decay.
 
     Biases and the weights of norms have no decay.
+
+    Args:
+        network: The network.
+        settings: Learning rates and weight decay.
+        trained: The network with what helps it to learn, if anything does; that counts to the output layer.
     """
-    prefix = f"{network.base_model_prefix}."
+    in_backbone = {id(parameter) for parameter in network.base_model.parameters()}
     rate = settings.learning_rate or customary_learning_rate(network.config.hidden_size)
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
+    for parameter in (trained or network).parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith(prefix), parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((id(parameter) in in_backbone, parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
             {

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from nertool.errors import NertoolError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -85,14 +84,14 @@ class SectionTokenizer:
     """A fast tokenizer and what it puts around a window.
 
     Args:
-        tokenizer: The Hugging Face tokenizer.
+        backend: The tokenizer, of the library `tokenizers`.
         prefix: Ids of the special tokens before a window's tokens.
         suffix: Ids of those after them.
         pad_id: The id that fills a batch.
         digest: SHA-256 of what decides how texts become tokens, for fingerprints.
     """
 
-    tokenizer: "PreTrainedTokenizerFast"
+    backend: "Tokenizer"
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     pad_id: int
@@ -104,33 +103,23 @@ class SectionTokenizer:
         return len(self.prefix) + len(self.suffix)
 
     @classmethod
-    def wrap(cls, tokenizer: Any, name: str) -> "SectionTokenizer":
-        """Wraps a tokenizer.
-
-        Raises:
-            NertoolError: If it is not a fast one: only those know which characters a token stands for.
-        """
-        if not getattr(tokenizer, "is_fast", False):
-            raise NertoolError(
-                f"the tokenizer of {name} is not a fast one, so its tokens have no character offsets",
-                "use a checkpoint with a tokenizer.json",
-            )
-        backend = tokenizer.backend_tokenizer
+    def wrap(cls, backend: "Tokenizer", pad_id: int) -> "SectionTokenizer":
+        """Sets a tokenizer to take texts literally, and finds out what it puts around them."""
         take_texts_literally(backend)
         bare = backend.encode("a", add_special_tokens=False).ids
         full = backend.encode("a", add_special_tokens=True).ids
         at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         return cls(
-            tokenizer=tokenizer,
+            backend=backend,
             prefix=tuple(full[:at]),
             suffix=tuple(full[at + len(bare) :]),
-            pad_id=tokenizer.pad_token_id or 0,
+            pad_id=pad_id,
             digest=hashlib.sha256(backend.to_str().encode()).hexdigest(),
         )
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Tokenises whole sections, however long; special tokens are put around windows later."""
-        return tokenize(self.tokenizer.backend_tokenizer, texts)
+        return tokenize(self.backend, texts)
 
 
 def take_texts_literally(backend: "Tokenizer") -> None:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nertool.batches import epoch_batches, pack_by_length, pad_ids, training_batch
+from nertool.batches import epoch_batches, training_batch
+from nertool.packing import pack_by_length, pad_ids
 from nertool.windows import SectionTokenizer
 from tests.conftest import make_corpus
 from tests.test_window_cache import build

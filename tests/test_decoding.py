@@ -19,7 +19,7 @@ SCHEME = make_scheme(["disease", "gene"])
 
 
 def spans_of(tokens: Tokens, logits: np.ndarray, scheme=SCHEME, threshold: float = 0.5, cost: float = 0.0):  # type: ignore[no-untyped-def]
-    found = decode(logits.astype(np.float32), tokens, scheme, threshold, cost)
+    found = decode(logits.astype(np.float32), tokens, scheme, [threshold] * len(scheme.labels), cost)
     return list(
         zip(found.section.tolist(), found.label.tolist(), found.start.tolist(), found.end.tolist(), strict=True)
     ), found.score
@@ -137,12 +137,11 @@ def test_nothing_in_gives_nothing_out(tokenizer: SectionTokenizer) -> None:
 def byte_level() -> SectionTokenizer:
     """A byte-level tokenizer, as RoBERTa and ModernBERT have: line breaks and double blanks are tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({char: i for i, char in enumerate([*alphabet, "<pad>"])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return SectionTokenizer.wrap(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>"), "byte-level")
+    return SectionTokenizer.wrap(backend, pad_id=len(alphabet))
 
 
 @pytest.mark.parametrize("gap", [" ", "\n", "  ", " \n\n "])

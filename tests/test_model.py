@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nertool.errors import NertoolError
-from nertool.inference import Runner, predict_sections, prepare
+from nertool.inference import predict_sections, prepare
 from nertool.labels import make_scheme
 from nertool.losses import prior_bias
 from nertool.model import backbone_path, load_model, new_model, save_model
@@ -58,13 +58,14 @@ def test_every_family_trains_predicts_saves_and_loads(tmp_path: Path, family: st
     logits.sum().backward()
     optimizer.step()
     sections = [section for document in make_corpus(3) for section in document.sections]
-    runner = Runner(torch.device("cpu"), torch.float32, 200)
-    expected = predict_sections(model, prepare(sections, model), runner)
+    tagger = model.tagger(torch.device("cpu"), torch.float32)
+    expected = predict_sections(tagger, prepare(sections, tagger), 200)
     (tmp_path / "model").mkdir()
     save_model(model, tmp_path / "model", {})
     loaded = load_model(tmp_path / "model")
-    assert predict_sections(loaded, prepare(sections, loaded), runner) == expected
-    assert (loaded.scheme, loaded.windows, loaded.threshold) == (scheme, WINDOWS, model.threshold)
+    tagger = loaded.tagger(torch.device("cpu"), torch.float32)
+    assert predict_sections(tagger, prepare(sections, tagger), 200) == expected
+    assert loaded.decisions == model.decisions
 
 
 def test_dropout_is_what_the_settings_say(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from nertool.batches import Batch, training_batch
 from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, random_states, save_checkpoint
 from nertool.devices import choose_device, choose_precision, seed_everything
 from nertool.errors import NertoolError
-from nertool.inference import Runner, predict_sections, prepare
+from nertool.inference import predict_sections, prepare
 from nertool.losses import binary_cross_entropy
 from nertool.model import NerModel, new_model
 from nertool.settings import ModelSettings, TrainSettings, WindowSettings
@@ -56,6 +56,7 @@ class Fitting:
         self.cache: WindowCache = build(folder / "cache", self.documents, tokenizer, windows=WINDOWS)
         seed_everything(settings.seed)
         self.model: NerModel = new_model(model_settings, WINDOWS, self.cache.scheme)
+        self.tagger = self.model.tagger(CPU, torch.float32)
         self.optimizer = make_optimizer(self.model.network, settings)
         self.scaler = make_scaler(CPU, torch.float32)
         self.plan = plan_of(self.cache, settings)
@@ -97,7 +98,7 @@ def test_a_small_model_learns_a_small_corpus_by_heart(tmp_path: Path, backbone: 
     losses = [report.loss for report in run.steps() if report.loss is not None]
     assert losses[-1] < losses[0] / 20
     sections = [section for document in run.documents for section in document.sections]
-    predicted = predict_sections(run.model, prepare(sections, run.model), Runner(CPU, torch.float32, 500))
+    predicted = predict_sections(run.tagger, prepare(sections, run.tagger), 500)
     gold = {(i, e.label, e.spans) for i, section in enumerate(sections) for e in section.entities}
     found = {(i, e.label, e.spans) for i, entities in enumerate(predicted) for e in entities}
     assert len(gold & found) / len(gold | found) > 0.95
@@ -145,9 +146,9 @@ def test_evaluating_between_steps_leaves_the_model_in_training_mode_and_the_resu
     """KAZU's dropout stays off for the rest of the epoch after an evaluation."""
     plain, evaluated = Fitting(tmp_path, backbone), Fitting(tmp_path, backbone)
     list(plain.steps())
-    prepared = prepare([section for document in evaluated.documents for section in document.sections], evaluated.model)
+    prepared = prepare([section for document in evaluated.documents for section in document.sections], evaluated.tagger)
     for _ in evaluated.steps():
-        predict_sections(evaluated.model, prepared, Runner(CPU, torch.float32, 500))
+        predict_sections(evaluated.tagger, prepared, 500)
         assert evaluated.model.network.training
     assert same(plain.weights(), evaluated.weights())
 
@@ -367,8 +368,8 @@ def test_devices_and_precisions() -> None:
 def test_predictions_do_not_depend_on_the_batch_size(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
     sections = [section for document in run.documents for section in document.sections]
-    prepared = prepare(sections, run.model)
-    one, many = (predict_sections(run.model, prepared, Runner(CPU, torch.float32, budget)) for budget in (1, 5000))
+    prepared = prepare(sections, run.tagger)
+    one, many = (predict_sections(run.tagger, prepared, budget) for budget in (1, 5000))
     assert [[replace(e, score=None) for e in entities] for entities in one] == [
         [replace(e, score=None) for e in entities] for entities in many
     ]
@@ -382,8 +383,8 @@ def test_windows_are_never_padded_to_the_tokenizers_maximum(tmp_path: Path, back
         lambda _module, _args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     sections = [section for document in run.documents for section in document.sections]
-    prepared = prepare(sections, run.model)
-    predict_sections(run.model, prepared, Runner(CPU, torch.float32, 200))
+    prepared = prepare(sections, run.tagger)
+    predict_sections(run.tagger, prepared, 200)
     handle.remove()
     assert max(widths) == prepared.windows.lengths.max() + 2 <= WINDOWS.max_tokens
     assert min(widths) < max(widths)

@@ -145,7 +145,7 @@ def test_a_stale_cache_is_refused(tmp_path: Path, tokenizer: SectionTokenizer) -
 
 def test_a_cache_of_another_tokenizer_does_not_fit(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
     cache = build(tmp_path / "cache", make_corpus(3), tokenizer)
-    other = SectionTokenizer(tokenizer.tokenizer, tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id, "other")
+    other = SectionTokenizer(tokenizer.backend, tokenizer.prefix, tokenizer.suffix, tokenizer.pad_id, "other")
     with pytest.raises(NertoolError, match="the tokenizer has changed"):
         check_cache(cache, other, WINDOWS, begin=False)
     check_cache(cache, tokenizer, WINDOWS, begin=False)

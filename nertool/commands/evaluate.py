@@ -19,7 +19,7 @@ def evaluate(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="MODEL", help="The model folder of a training run; or documents, to score their entities."
+            metavar="MODEL", help="A model folder, trained or exported; or documents, to score their entities."
         ),
     ],
     documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Documents with gold entities, or a cache.")],
@@ -74,7 +74,8 @@ def run_evaluate(
     """Scores a model, or documents against documents.
 
     Args:
-        model_folder: A model that nertool trained; or documents with entities, which are scored like predictions.
+        model_folder: A model that nertool trained or exported; or documents with entities, which are scored like
+            predictions.
         source: Documents with gold entities, or a cache.
         settings: The `Settings`.
         predictions: Where to write the predicted documents.
@@ -145,33 +146,31 @@ def _predict(
     from collections import Counter
 
     from nertool.console import progress
-    from nertool.devices import choose_device, choose_precision
-    from nertool.inference import Runner, predict_documents
-    from nertool.model import load_model
+    from nertool.inference import load_tagger, predict_documents
     from nertool.representation import represent
     from nertool.sources import Source
     from nertool.targets import locate, paint
 
-    device = choose_device(settings.predict.device)
-    model = load_model(model_folder)
-    model.to(device)
+    tagger = load_tagger(model_folder, settings.predict)
+    scheme = tagger.decisions.scheme
     gold_documents = Source(source, settings, reading).read_all()
-    runner = Runner(device, choose_precision(settings.predict.precision, device), settings.predict.tokens_per_batch)
     predicted_documents: list[Document] = []
     with progress("predicting", len(gold_documents), "documents") as advance:
-        for chunk in predict_documents(model, gold_documents, runner, settings.predict.documents_per_chunk):
+        for chunk in predict_documents(
+            tagger, gold_documents, settings.predict.tokens_per_batch, settings.predict.documents_per_chunk
+        ):
             predicted_documents += chunk
             advance(len(predicted_documents))
     sections = [section for document in gold_documents for section in document.sections]
-    tokens = model.tokenizer.tokenize([section.text for section in sections])
-    spans = locate(sections, tokens, model.scheme)
-    ceiling = represent(sections, tokens, spans, paint(spans, len(tokens.ids), model.scheme), model.scheme)
+    tokens = tagger.tokenizer.tokenize([section.text for section in sections])
+    spans = locate(sections, tokens, scheme)
+    ceiling = represent(sections, tokens, spans, paint(spans, len(tokens.ids), scheme), scheme)
     labels = Counter(entity.label for section in sections for entity in section.entities)
     facts = {
         "not_representable": ceiling.to_json(),
-        "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in model.scheme.labels)),
+        "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in scheme.labels)),
     }
-    return gold_documents, predicted_documents, model.scheme.labels, facts
+    return gold_documents, predicted_documents, scheme.labels, facts
 
 
 def _holds_documents(path: Path) -> bool:

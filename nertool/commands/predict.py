@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @command
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder of a training run.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, trained or exported.")],
     source: Annotated[Path, typer.Argument(metavar="IN", help="Documents or plain texts (.txt): a folder or a file.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder, or a .jsonl, .jsonl.gz or .jsonl.zst file.")],
     ls_project: LsProject = None,
@@ -57,7 +57,7 @@ def run_predict(
     """Predicts documents, chunk by chunk; each finished chunk is saved.
 
     Args:
-        model_folder: A model that nertool trained.
+        model_folder: A model that nertool trained or exported.
         source: Documents or texts.
         output: A folder, or a `.jsonl` file, compressed or not.
         settings: The `Settings`.
@@ -71,23 +71,18 @@ def run_predict(
     """
     from itertools import islice
 
+    from nertool.artefacts import model_digest
     from nertool.cache_building import scan
     from nertool.console import progress
-    from nertool.devices import choose_device, choose_precision
     from nertool.files import check_output
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.output import is_document_file
     from nertool.formats.reading import report_reading
-    from nertool.inference import Runner, predict_documents
-    from nertool.model import load_model, model_digest
+    from nertool.inference import load_tagger, predict_documents
     from nertool.prediction_output import PredictionOutput
 
     check_output(output, force=force, as_file=is_document_file(output), source=source)
-    device = choose_device(settings.predict.device)
-    precision = choose_precision(settings.predict.precision, device)
-    model = load_model(model_folder)
-    model.to(device)
-    runner = Runner(device, precision, settings.predict.tokens_per_batch)
+    tagger = load_tagger(model_folder, settings.predict)
     reading = ReadReport()
 
     def read(report: "ReadReport") -> "Iterator[Document]":
@@ -99,14 +94,20 @@ def run_predict(
         "model": model_digest(model_folder),
         "documents": scanned.digest,
         "predict": settings.predict.model_dump(),
-        "device": device.type,
-        "precision": str(precision),
+        "runs_on": tagger.runs_on,
     }
     with PredictionOutput(output, job) as writer, progress("predicting", scanned.documents, "documents") as advance:
         documents = islice(read(ReadReport()), writer.documents, None)
-        for chunk in predict_documents(model, documents, runner, settings.predict.documents_per_chunk):
+        for chunk in predict_documents(
+            tagger, documents, settings.predict.tokens_per_batch, settings.predict.documents_per_chunk
+        ):
             writer.write(chunk)
             advance(writer.documents)
         writer.finish(reading)
     report_reading(reading)
-    return {"documents": writer.documents, "entities": writer.entities, "read": reading.to_json()}
+    return {
+        "documents": writer.documents,
+        "entities": writer.entities,
+        "runs_on": tagger.runs_on,
+        "read": reading.to_json(),
+    }

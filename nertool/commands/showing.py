@@ -132,20 +132,20 @@ def show_predictions(rows: Sequence[Row], model: Path, project: str, settings: "
 
 
 def _labels(model: Path) -> tuple[str, ...]:
+    from nertool.artefacts import NERTOOL_FILE, read_facts
     from nertool.labels import LabelScheme
-    from nertool.model import NERTOOL_FILE, model_facts
 
     is_model = (model / NERTOOL_FILE).is_file()  # or documents of somebody else
-    return LabelScheme.from_json(model_facts(model)["scheme"]).labels if is_model else ()
+    return LabelScheme.from_json(read_facts(model)["scheme"]).labels if is_model else ()
 
 
 def _version(model: Path) -> str:
     """Returns how a model's predictions are called, as during its training: RUN@STEP."""
-    from nertool.model import NERTOOL_FILE, model_facts
+    from nertool.artefacts import NERTOOL_FILE, read_facts
 
     folder = model.resolve()
     if not (folder / NERTOOL_FILE).is_file():
         return folder.name  # documents of somebody else
     name = folder.parent.name if folder.name == "model" else folder.name
-    step = model_facts(model).get("step")
+    step = read_facts(model).get("step")
     return name if step is None else f"{name}@{step}"

@@ -1,6 +1,6 @@
 """`nertool train`: documents or a cache into a model."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from nertool.commands.options import (
     command,
     settings_from,
 )
+from nertool.commands.together import Tell
 
 
 @command
@@ -94,37 +95,17 @@ def run_train(
         NertoolError: If inputs are invalid or don't fit.
         InterruptedBySignalError: After saving, if a signal came in.
     """
-    from nertool.commands.showing import check_showing
-    from nertool.console import quiet
-    from nertool.distributed import join_world
-    from nertool.files import exclusive
-    from nertool.run_folder import check_run_folder
+    from nertool.commands.together import lead_or_follow
 
-    with join_world() as world:
-        if world.rank:
-            with quiet():
-                _follow_train(eval_data, output, settings, world)
-            return None
-        told = False
+    def lead(world: Any, tell: Tell) -> dict[str, Any]:
+        return _lead_train(
+            train_data, eval_data, output, settings, world, tell, resume=resume, force=force, ls_project=ls_project
+        )
 
-        def tell(job: dict[str, Any]) -> None:
-            nonlocal told
-            told = True
-            world.share(job)
-
-        try:
-            if ls_project is not None:
-                check_showing(ls_project, settings)
-            check_run_folder(output, resume=resume, force=force)  # its message on a bad place is better than the lock's
-            with exclusive(output):
-                return _lead_train(
-                    train_data, eval_data, output, settings, world, tell, resume=resume, force=force,
-                    ls_project=ls_project,
-                )  # fmt: skip
-        except BaseException:
-            if not told:
-                tell({"failed": True})
-            raise
+    return lead_or_follow(
+        output, settings, lead, lambda world: _follow_train(eval_data, output, settings, world),
+        resume=resume, force=force, ls_project=ls_project,
+    )  # fmt: skip
 
 
 def _lead_train(
@@ -133,16 +114,16 @@ def _lead_train(
     output: Path,
     settings: Any,
     world: Any,
-    tell: Callable[[dict[str, Any]], None],
+    tell: Tell,
     *,
     resume: bool,
     force: bool,
     ls_project: str | None,
 ) -> dict[str, Any]:
     """What the first process does, which is all but for the shared work where there are others; it tells them of it."""
-    from nertool.cache_building import build_cache, scan
-    from nertool.commands.cache import show_cache
+    from nertool.cache_building import scan
     from nertool.commands.showing import showing_evaluations
+    from nertool.commands.together import training_cache
     from nertool.console import progress, say
     from nertool.devices import choose_device, seed_everything
     from nertool.formats import ReadReport
@@ -150,9 +131,8 @@ def _lead_train(
     from nertool.labels import make_scheme
     from nertool.model import new_model
     from nertool.run_folder import open_run, summary_of
-    from nertool.runs import check_metric, train_run
+    from nertool.runs import check_metric, labelled_task, train_run
     from nertool.sources import Source
-    from nertool.workers import usable_cores
 
     choose_device(settings.train.device)  # before the long work, not after it
     reading = ReadReport()
@@ -167,7 +147,7 @@ def _lead_train(
     check_metric(settings.train.metric, scheme.labels)
     seed_everything(settings.train.seed)
     model = new_model(settings.model, settings.windows, scheme)
-    cache = train_source.open_cache(model.tokenizer, scheme)
+    train_source.open_cache(model.tokenizer, scheme)  # one that doesn't fit is refused before the run's folder is made
     digests = {"train": train_scan.digest, "eval": eval_scan.digest}
     if open_run(output, settings, digests, resume=resume, force=force):
         say(f"{output} is finished already")
@@ -177,19 +157,7 @@ def _lead_train(
     write_rejected(reading, output / "rejected.jsonl")
     report_reading(reading)
     _report_labels(scheme.labels, train_scan.labels, eval_scan.labels)
-    if cache is None:
-        with progress("tokenising", train_scan.documents, "documents") as advance:
-            cache = build_cache(
-                output / "cache",
-                train_source.read_again,
-                model.tokenizer,
-                settings.windows,
-                labels=settings.data.labels,
-                begin=settings.model.begin_channels,
-                workers=settings.data.workers or usable_cores(),
-                on_documents=advance,
-            )
-    show_cache(cache.info)
+    cache = training_cache(train_source, train_scan, output / "cache", model.tokenizer, scheme, settings)
     facts = {
         "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
         "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
@@ -197,33 +165,26 @@ def _lead_train(
     }
     tell({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest})
     with showing_evaluations(output, eval_documents, scheme.labels, settings, ls_project) as show:
-        return train_run(output, model, cache, eval_documents, settings, facts, world, show)
+        task = labelled_task(cache, model)
+        return train_run(output, model, task, eval_documents, settings, facts, world, show)
 
 
 def _follow_train(eval_data: Path, output: Path, settings: Any, world: Any) -> None:
     """What the other processes do: open what the first one made, and train with it."""
-    from nertool.cache_building import scan
-    from nertool.errors import InterruptedBySignalError, NertoolError
-    from nertool.formats import ReadReport
+    from nertool.commands.together import may_stop, read_eval, silent_interrupts
     from nertool.labels import LabelScheme
     from nertool.model import new_model
-    from nertool.runs import train_run
-    from nertool.sources import Source
+    from nertool.runs import labelled_task, train_run
     from nertool.window_cache import open_cache
 
     job: dict[str, Any] = world.share(None)
-    if "failed" in job:
-        raise SystemExit(2)  # the first process says why
-    if "finished" in job:
+    if may_stop(job):
         return
     model = new_model(settings.model, settings.windows, LabelScheme.from_json(job["scheme"]))
-    eval_documents = Source(eval_data, settings, ReadReport()).read_all()
-    if scan(eval_documents).digest != job["eval"]:
-        raise NertoolError(f"{eval_data} holds other documents here than for the first process", "use one file system")
-    try:
-        train_run(output, model, open_cache(Path(job["cache"])), eval_documents, settings, {}, world)
-    except InterruptedBySignalError as error:  # the first process says so
-        raise SystemExit(128 + error.signal_number) from error
+    eval_documents = read_eval(eval_data, settings, job)
+    task = labelled_task(open_cache(Path(job["cache"])), model)
+    with silent_interrupts():
+        train_run(output, model, task, eval_documents, settings, {}, world)
 
 
 def _report_labels(labels: Iterable[str], train: Collection[str], evaluated: Collection[str]) -> None:

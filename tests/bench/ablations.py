@@ -26,7 +26,6 @@ from nertool.cache_building import build_cache, scan
 from nertool.checkpoints import Progress
 from nertool.devices import choose_precision, keep_freed_memory, seed_everything
 from nertool.formats.pubtator import read_pubtator
-from nertool.inference import Runner
 from nertool.labels import make_scheme
 from nertool.losses import binary_cross_entropy
 from nertool.model import new_model
@@ -164,7 +163,8 @@ def run(arguments, name, seed, folder):
     seconds = time.process_time() - started
     if average:
         model = replace(model, network=average.module)
-    metrics = evaluate_split(model, prepare_eval(test, model), Runner(device, precision, 8192), settings)
+    tagger = model.tagger(device, precision)
+    metrics = evaluate_split(tagger, prepare_eval(test, tagger), settings)
     return {
         "variant": name, "seed": seed, "epochs": arguments.epochs, "micro_f1": metrics["micro_f1"],
         "mean_f1": metrics["mean_f1"], "cpu_seconds": round(seconds, 1), "threads": torch.get_num_threads(),

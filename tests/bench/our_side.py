@@ -23,7 +23,7 @@ from nertool.commands.cache import run_cache
 from nertool.devices import choose_precision, keep_freed_memory, seed_everything
 from nertool.formats import ReadReport, read_documents
 from nertool.formats.kazu import KazuWriter
-from nertool.inference import Runner, predict_documents
+from nertool.inference import predict_documents
 from nertool.labels import make_scheme
 from nertool.losses import binary_cross_entropy
 from nertool.matching import SectionPair
@@ -73,8 +73,8 @@ def train(folder, eval_folder, model, labels, epochs):
         settings.train.tokens_per_batch,
     )  # fmt: skip
     optimizer = make_optimizer(network, settings.train)
-    runner = Runner(device, precision, settings.predict.tokens_per_batch)
-    trained.update(model=model, settings=settings, runner=runner, eval=documents(eval_folder))
+    tagger = model.tagger(device, precision)
+    trained.update(tagger=tagger, settings=settings, eval=documents(eval_folder))
 
     def work():
         steps = fit(
@@ -90,10 +90,10 @@ def train(folder, eval_folder, model, labels, epochs):
 
 def validate():
     """Evaluates the model on the eval documents; tokenising them, once in a run, is counted."""
-    model = trained["model"]
+    tagger = trained["tagger"]
 
     def work():
-        evaluate_split(model, prepare_eval(trained["eval"], model), trained["runner"], trained["settings"])
+        evaluate_split(tagger, prepare_eval(trained["eval"], tagger), trained["settings"])
         return {}
 
     return measured(work)
@@ -104,13 +104,16 @@ def infer(folder, output):
     found = []
 
     def work():
-        for chunk in predict_documents(trained["model"], given, trained["runner"], 256):
+        for chunk in predict_documents(
+            trained["tagger"], given, settings.tokens_per_batch, settings.documents_per_chunk
+        ):
             found.extend(chunk)
         return {"tokens": tokens}
 
+    settings = trained["settings"].predict
     given = documents(folder)
     texts = [section.text for document in given for section in document.sections]
-    tokens = len(trained["model"].tokenizer.tokenize(texts).ids)
+    tokens = len(trained["tagger"].tokenizer.tokenize(texts).ids)
     result = measured(work)
     with KazuWriter(Path(output)) as writer:
         for document in found:

@@ -1,0 +1,123 @@
+"""What a model folder says of itself: `nertool.json`, and whether its files are whole.
+
+A trained model and an exported one have it alike, and nothing here needs torch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from nertool import __version__
+from nertool.errors import NertoolError
+from nertool.files import read_json, write_json
+from nertool.labels import LabelScheme
+from nertool.settings import WindowSettings
+
+NERTOOL_FILE = "nertool.json"
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """All that turns a network's logits into entities.
+
+    Args:
+        scheme: What the channels mean.
+        windows: The window sizes that the network was trained with.
+        thresholds: The least probability of a word inside an entity, for each class.
+        switch_cost: What it costs, in logits, to begin or end an entity where there is no space.
+    """
+
+    scheme: LabelScheme
+    windows: WindowSettings
+    thresholds: tuple[float, ...]
+    switch_cost: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as it is kept in `nertool.json`."""
+        return {
+            "scheme": self.scheme.to_json(),
+            "windows": self.windows.model_dump(),
+            "thresholds": dict(zip(self.scheme.labels, self.thresholds, strict=True)),
+            "switch_cost": self.switch_cost,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Reads what `to_json` wrote, and what format 1 had: one threshold for all classes."""
+        scheme = LabelScheme.from_json(value["scheme"])
+        known = value["thresholds"] if "thresholds" in value else dict.fromkeys(scheme.labels, value["threshold"])
+        return cls(
+            scheme,
+            WindowSettings(**value["windows"]),
+            tuple(known[label] for label in scheme.labels),
+            value["switch_cost"],
+        )
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Returns what a model's `nertool.json` tells, after making sure that the model's files are those it tells of.
+
+    Raises:
+        NertoolError: If the folder is no model of nertool, or damaged.
+    """
+    if not folder.is_dir():
+        raise NertoolError(f"{folder} is not a model folder", "name the `model` folder of a training run")
+    if not (folder / NERTOOL_FILE).is_file():
+        inside = folder / "model"
+        hint = f"did you mean {inside}?" if (inside / NERTOOL_FILE).is_file() else "name the `model` folder of a run"
+        raise NertoolError(f"{folder} is not a model of nertool: {NERTOOL_FILE} is missing", hint)
+    facts: dict[str, Any] = read_json(folder / NERTOOL_FILE)
+    if facts.get("format") not in (1, FORMAT_VERSION):
+        raise NertoolError(
+            f"{folder / NERTOOL_FILE} has format {facts.get('format')!r}, this nertool knows {FORMAT_VERSION}",
+            "use the nertool version that wrote it",
+        )
+    for name, digest in facts.get("files", {}).items():
+        if not (folder / name).is_file():
+            raise NertoolError(f"{folder} is damaged: {name} is missing", "copy the whole folder, or export it again")
+        if file_digest(folder / name) != digest:
+            raise NertoolError(
+                f"{folder} is damaged: {name} is not the file that was exported", "copy it again, or export it again"
+            )
+    return facts
+
+
+def write_facts(folder: Path, decisions: Decisions, facts: dict[str, Any]) -> None:
+    """Writes `nertool.json`: how to decide, and whatever else there is to tell."""
+    own = {"format": FORMAT_VERSION, "nertool_version": __version__, **decisions.to_json()}
+    write_json(folder / NERTOOL_FILE, {**own, **facts})
+
+
+def change_thresholds(folder: Path, thresholds: Sequence[float], how: dict[str, Any]) -> None:
+    """Gives a model other thresholds.
+
+    Args:
+        folder: The model.
+        thresholds: One for each of its classes.
+        how: Where they come from, for people who read the file.
+    """
+    facts = read_facts(folder)
+    labels = facts["scheme"]["labels"]
+    facts |= {"format": FORMAT_VERSION, "thresholds": dict(zip(labels, thresholds, strict=True)), "tuned": how}
+    facts.pop("threshold", None)
+    write_json(folder / NERTOOL_FILE, facts)
+
+
+def model_digest(folder: Path) -> str:
+    """Returns a SHA-256 of what decides on a model's predictions: its weights, tokenizer and nertool.json.
+
+    What an exported model's files hold, its nertool.json says.
+    """
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "tokenizer.json", folder / NERTOOL_FILE]):
+        digest.update(bytes.fromhex(file_digest(path)))
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

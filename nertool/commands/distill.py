@@ -1,0 +1,355 @@
+"""`nertool distill`: a small model that learns from a big one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nertool.commands.options import (
+    Config,
+    Device,
+    Force,
+    Json,
+    LsProject,
+    Set,
+    SkipInvalid,
+    command,
+    settings_from,
+)
+from nertool.commands.together import Tell
+
+if TYPE_CHECKING:
+    from nertool.cache_building import Scan
+    from nertool.distributed import World
+    from nertool.model import NerModel
+    from nertool.settings import Settings
+    from nertool.window_cache import WindowCache
+
+
+@command
+def distill(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="The model folder of a training run.")],
+    train_data: Annotated[Path, typer.Option("--train", help="Documents or a cache to learn from.")],
+    eval_data: Annotated[Path, typer.Option("--eval", help="Documents or a cache that choose the best student.")],
+    output: Annotated[Path, typer.Option("--output", help="The run's folder; OUTPUT/model gets the best student.")],
+    student: Annotated[
+        str | None,
+        typer.Option("--student", help="The student's backbone, with the teacher's tokenizer.", show_default=False),
+    ] = None,
+    student_layers: Annotated[
+        int | None,
+        typer.Option("--student-layers", help="Or so many of the teacher's layers.", show_default=False),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option("--unlabelled", help="More texts (.txt) or documents, which the teacher annotates.")
+    ] = None,
+    logits: Annotated[
+        Path | None,
+        typer.Option(
+            "--logits",
+            help="Folder for what the teacher says, to share among students; else in OUTPUT.",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
+    device: Device = None,
+    ls_project: LsProject = None,
+    skip_invalid: SkipInvalid = None,
+    force: Force = False,
+    json: Json = False,
+    config: Config = None,
+    assignments: Set = None,
+) -> None:
+    """Make a small model of a big one: it learns from the gold entities and from what its teacher says.
+
+    nertool distill run/model --train split/train --eval split/eval --unlabelled texts --student-layers 3 --output small
+    """  # fmt: skip
+    from nertool.console import print_json, say
+
+    options = {
+        "distill.student": student,
+        "distill.student_layers": student_layers,
+        "train.device": device,
+        "data.skip_invalid": skip_invalid,
+    }
+    settings = settings_from(config, assignments, options)
+    report = run_distill(
+        teacher, train_data, eval_data, output, settings, unlabelled=unlabelled, logits=logits, resume=resume,
+        force=force, ls_project=ls_project,
+    )  # fmt: skip
+    if report is None:
+        return
+    if json:
+        print_json(report)
+    else:
+        show_report(report)
+        say(f"model: {report['model']}")
+
+
+def run_distill(
+    teacher_folder: Path,
+    train_data: Path,
+    eval_data: Path,
+    output: Path,
+    settings: "Settings",
+    *,
+    unlabelled: Path | None = None,
+    logits: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    ls_project: str | None = None,
+) -> dict[str, Any] | None:
+    """Distills a model.
+
+    Args:
+        teacher_folder: A model that nertool trained.
+        train_data: Documents with gold entities, or a cache of them made with the teacher's windows.
+        eval_data: Documents, or a cache.
+        output: The run's folder.
+        settings: The `Settings`; classes, windows and thresholds are the teacher's, whatever they say.
+        unlabelled: Further texts or documents; entities that these have are not looked at.
+        logits: Where the teacher's logits are kept; by default in the run's folder.
+        resume: Go on with an interrupted run.
+        force: Remove an older run.
+        ls_project: The Label Studio project in which a sample of the eval split is shown after each evaluation.
+
+    Returns:
+        The report that `--json` prints; None in all processes but the first, where there are several.
+
+    Raises:
+        NertoolError: If inputs are invalid or don't fit.
+        InterruptedBySignalError: After saving, if a signal came in.
+    """
+    from nertool.commands.together import lead_or_follow
+    from nertool.errors import NertoolError
+
+    if bool(settings.distill.student) == (settings.distill.student_layers is not None):
+        raise NertoolError("distill needs either --student or --student-layers", "such as --student-layers 3")
+
+    def lead(world: "World", tell: Tell) -> dict[str, Any]:
+        return _lead(
+            teacher_folder, train_data, eval_data, output, settings, world, tell, unlabelled=unlabelled,
+            logits=logits or output / "logits", resume=resume, force=force, ls_project=ls_project,
+        )  # fmt: skip
+
+    return lead_or_follow(
+        output, settings, lead, lambda world: _follow(teacher_folder, eval_data, output, settings, world),
+        resume=resume, force=force, ls_project=ls_project,
+    )  # fmt: skip
+
+
+def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it)
+    teacher_folder: Path,
+    train_data: Path,
+    eval_data: Path,
+    output: Path,
+    settings: "Settings",
+    world: "World",
+    tell: Tell,
+    *,
+    unlabelled: Path | None,
+    logits: Path,
+    resume: bool,
+    force: bool,
+    ls_project: str | None,
+) -> dict[str, Any]:
+    from nertool.artefacts import model_digest
+    from nertool.cache_building import scan
+    from nertool.commands.showing import showing_evaluations
+    from nertool.commands.together import training_cache
+    from nertool.console import progress, say
+    from nertool.devices import choose_device, choose_precision, seed_everything
+    from nertool.distillation import Lesson, distillation_task
+    from nertool.files import read_json, write_json
+    from nertool.formats import ReadReport
+    from nertool.formats.reading import report_reading, write_rejected
+    from nertool.model import load_model
+    from nertool.run_folder import REPORT_FILE, open_run, summary_of
+    from nertool.runs import check_metric, train_run
+    from nertool.sources import Source
+
+    device = choose_device(settings.train.device)
+    teacher = load_model(teacher_folder)
+    settings = _with_the_teachers(settings, teacher)
+    check_metric(settings.train.metric, teacher.scheme.labels)
+    reading = ReadReport()
+    train_source, eval_source = (Source(path, settings, reading) for path in (train_data, eval_data))
+    more_source = Source(unlabelled, settings, reading, texts=True) if unlabelled else None
+    eval_documents = eval_source.read_all()
+    eval_scan = scan(eval_documents)
+    with progress("reading", None, "documents") as advance:
+        train_scan = train_source.scan(advance)
+        more_scan = more_source.scan(advance) if more_source else None
+    _check_classes(teacher, {train_data: train_scan, eval_data: eval_scan})
+    seed_everything(settings.train.seed)
+    student = make_student(teacher, settings)
+    digests = {"teacher": model_digest(teacher_folder), "train": train_scan.digest, "eval": eval_scan.digest}
+    if more_scan:
+        digests["unlabelled"] = more_scan.digest
+    finished = open_run(output, settings, digests, resume=resume, force=force, command="distill")
+    if finished and (output / REPORT_FILE).is_file():
+        say(f"{output} is finished already")
+        tell({"finished": True})
+        report: dict[str, Any] = read_json(output / REPORT_FILE)
+        return report
+    write_rejected(reading, output / "rejected.jsonl")
+    report_reading(reading)
+    teacher.to(device)
+    tagger = teacher.tagger(device, choose_precision(settings.train.precision, device))
+    lessons = []
+    for name, source, scanned in (("train", train_source, train_scan), ("unlabelled", more_source, more_scan)):
+        if source is None or scanned is None:
+            continue
+        place = output / ("cache" if source is train_source else name)
+        cache = training_cache(source, scanned, place, teacher.tokenizer, teacher.scheme, settings)
+        lessons.append(Lesson(cache, _ask(tagger, cache, logits, name, digests["teacher"], settings), name == "train"))
+    places = [{"cache": str(lesson.cache.path), "labelled": lesson.labelled} for lesson in lessons]
+    tell({"lessons": places, "logits": str(logits), "teacher": digests["teacher"], "eval": eval_scan.digest})
+    if finished:
+        summary = summary_of(output)
+    else:
+        facts = {
+            "backbone": settings.distill.student or f"{settings.distill.student_layers} layers of the teacher",
+            "teacher": str(teacher_folder),
+            "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
+            "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
+            "unlabelled": {"documents": more_scan.documents if more_scan else 0},
+            "annotators": list(train_scan.annotators),
+        }
+        task = distillation_task(lessons, student, settings.distill)
+        with showing_evaluations(output, eval_documents, teacher.scheme.labels, settings, ls_project) as show:
+            summary = train_run(output, student, task, eval_documents, settings, facts, world, show)
+    report = {**summary, **compare(teacher_folder, output / "model", eval_documents, settings)}
+    write_json(output / REPORT_FILE, report)
+    return report
+
+
+def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Settings", world: "World") -> None:
+    """What the other processes do: open what the first one made, and train with it."""
+    from nertool.commands.together import may_stop, read_eval, silent_interrupts
+    from nertool.devices import choose_device, choose_precision, seed_everything
+    from nertool.distillation import Lesson, distillation_task
+    from nertool.model import load_model
+    from nertool.runs import train_run
+    from nertool.teacher_logits import open_logits
+    from nertool.window_cache import open_cache
+
+    job: dict[str, Any] = world.share(None)
+    if may_stop(job):
+        return
+    teacher = load_model(teacher_folder)
+    settings = _with_the_teachers(settings, teacher)
+    seed_everything(settings.train.seed)
+    student = make_student(teacher, settings)
+    device = choose_device(settings.train.device)
+    tagger = teacher.tagger(device, choose_precision(settings.train.precision, device))
+    lessons = []
+    for place in job["lessons"]:
+        cache = open_cache(Path(place["cache"]))
+        name = "train" if place["labelled"] else "unlabelled"
+        logits = open_logits(Path(job["logits"]), name, cache, tagger, job["teacher"])
+        lessons.append(Lesson(cache, logits, place["labelled"]))
+    eval_documents = read_eval(eval_data, settings, job)
+    with silent_interrupts():
+        train_run(
+            output, student, distillation_task(lessons, student, settings.distill), eval_documents, settings, {}, world
+        )  # fmt: skip
+
+
+def _with_the_teachers(settings: "Settings", teacher: "NerModel") -> "Settings":
+    """Returns the settings with the teacher's windows and classes."""
+    model = settings.model.model_copy(update={"begin_channels": teacher.scheme.begin})
+    data = settings.data.model_copy(update={"labels": teacher.scheme.labels})
+    return settings.model_copy(update={"windows": teacher.decisions.windows, "model": model, "data": data})
+
+
+def _check_classes(teacher: "NerModel", scans: "dict[Path, Scan]") -> None:
+    from nertool.errors import NertoolError
+
+    for path, scanned in scans.items():
+        if unknown := sorted(set(scanned.labels) - set(teacher.scheme.labels)):
+            raise NertoolError(
+                f"the documents of {path} have classes that the teacher doesn't know: {', '.join(unknown)}",
+                "a student learns the teacher's classes: train a teacher with all of them first",
+            )
+
+
+def make_student(teacher: "NerModel", settings: "Settings") -> "NerModel":
+    """Returns the student that the settings describe, not trained yet."""
+    from nertool.students import student_of_backbone, student_of_layers
+
+    if settings.distill.student_layers is not None:
+        return student_of_layers(teacher, settings.distill.student_layers, settings.model)
+    return student_of_backbone(teacher, settings.model.model_copy(update={"name": settings.distill.student}))
+
+
+def _ask(tagger: Any, cache: "WindowCache", folder: Path, name: str, digest: str, settings: "Settings") -> Any:
+    from nertool.console import progress
+    from nertool.teacher_logits import teacher_logits
+
+    with progress(f"asking the teacher ({name})", len(cache.windows), "windows") as advance:
+        return teacher_logits(folder, name, cache, tagger, digest, settings.predict.tokens_per_batch, advance)
+
+
+def compare(teacher: Path, student: Path, documents: Any, settings: "Settings") -> dict[str, Any]:
+    """Returns teacher and student side by side, on the eval split: scores, sizes and speeds.
+
+    Both run on the same windows, in turns; a speed is the best of three.
+    """
+    import time
+
+    from nertool.inference import load_tagger, predict_sections
+    from nertool.runs import evaluate_split, prepare_eval
+
+    sides: dict[str, dict[str, Any]] = {}
+    taggers = {
+        name: load_tagger(folder, settings.predict) for name, folder in (("teacher", teacher), ("student", student))
+    }
+    splits = {name: prepare_eval(documents, tagger) for name, tagger in taggers.items()}
+    for name, tagger in taggers.items():
+        metrics = evaluate_split(tagger, splits[name], settings)
+        flat = {key: value for key, value in metrics.items() if isinstance(value, int | float | None)}
+        network: Any = tagger.engine.network  # type: ignore[attr-defined]
+        sides[name] = {
+            "scores": flat,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "megabytes": round(sum(file.stat().st_size for file in folders[name].glob("*.safetensors")) / 1e6, 1),
+            "tokens_per_second": 0,
+        }
+    for _ in range(3):
+        for name, tagger in taggers.items():
+            begun = time.perf_counter()
+            predict_sections(tagger, splits[name].prepared, settings.predict.tokens_per_batch)
+            rate = round(len(splits[name].prepared.tokens.ids) / (time.perf_counter() - begun))
+            sides[name]["tokens_per_second"] = max(rate, sides[name]["tokens_per_second"])
+    metric = settings.train.metric
+    of_teacher, of_student = (sides[name]["scores"][metric] for name in ("teacher", "student"))
+    return {**sides, "retained": of_student / of_teacher if of_teacher and of_student is not None else None}
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """Shows people teacher and student side by side."""
+    from rich.table import Table
+
+    from nertool.console import say, show
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    table = Table("", title="on the eval split", title_justify="left")
+    sides = [report["teacher"], report["student"]]
+    for name in ("teacher", "student"):
+        table.add_column(name, justify="right")
+    scores = sides[0]["scores"]
+    labels = [key.removesuffix("_support") for key in scores if key.endswith("_support") and key != "micro_support"]
+    for label in labels:
+        table.add_row(f"F1, {label}", *(number(side["scores"].get(f"{label}_f1")) for side in sides))
+    table.add_section()
+    table.add_row("micro F1", *(number(side["scores"]["micro_f1"]) for side in sides))
+    table.add_row("mean F1", *(number(side["scores"]["mean_f1"]) for side in sides))
+    table.add_section()
+    table.add_row("parameters", *(f"{side['parameters'] / 1e6:.1f} M" for side in sides))
+    table.add_row("size", *(f"{side['megabytes']:.0f} MB" for side in sides))
+    table.add_row("speed", *(f"{side['tokens_per_second']:,} tokens/s" for side in sides))
+    show(table)
+    if report["retained"] is not None:
+        say(f"the student keeps {report['retained']:.1%} of the teacher's score")

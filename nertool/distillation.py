@@ -1,0 +1,98 @@
+"""What a student learns from: texts with and without gold entities, and what its teacher says of every token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nertool.batches import Batch, training_batch
+from nertool.losses import distillation_loss
+from nertool.model import NerModel
+from nertool.runs import Task, channel_columns
+from nertool.settings import DistillSettings
+from nertool.teacher_logits import Halves
+from nertool.window_cache import WindowCache, documents_of_windows
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Texts to learn from.
+
+    Args:
+        cache: Their windows.
+        logits: What the teacher says, `(tokens, channels)` float16.
+        labelled: Whether their entities are known.
+    """
+
+    cache: WindowCache
+    logits: Halves
+    labelled: bool
+
+
+def distillation_task(lessons: Sequence[Lesson], student: NerModel, settings: DistillSettings) -> Task:
+    """Returns the task of learning from a teacher; windows of all lessons are mixed."""
+    bounds = np.cumsum([0, *(len(lesson.cache.windows) for lesson in lessons)])
+
+    def shares(indices: npt.NDArray[np.int64]) -> list[tuple[Lesson, npt.NDArray[np.int64]]]:
+        return [
+            (lesson, indices[(first <= indices) & (indices < last)] - first)
+            for lesson, (first, last) in zip(lessons, pairwise(bounds.tolist()), strict=True)
+        ]
+
+    def load(indices: npt.NDArray[np.int64]) -> Batch:
+        return join([lesson_batch(lesson, own, student) for lesson, own in shares(indices) if len(own)])
+
+    def documents_of(windows: npt.NDArray[np.int64]) -> list[str]:
+        found = [documents_of_windows(lesson.cache, own, student.tokenizer) for lesson, own in shares(windows)]
+        return list(chain.from_iterable(found))
+
+    windows = np.concatenate([lesson.cache.windows for lesson in lessons])
+    return Task(
+        network=student.network,
+        lengths=windows["length"].astype(np.int64) + student.tokenizer.special_tokens,
+        owned=windows["owned_length"].astype(np.int64),
+        load_batch=load,
+        loss=distillation_loss(settings.hard_weight, settings.temperature),
+        begin=lambda: None,
+        documents_of=documents_of,
+    )
+
+
+def lesson_batch(lesson: Lesson, indices: npt.NDArray[np.int64], student: NerModel) -> Batch:
+    """Reads windows of one lesson, with what the teacher says of the tokens that they own.
+
+    Args:
+        lesson: The texts.
+        indices: Which of their windows, `(batch,)`.
+        student: The student.
+    """
+    columns = channel_columns(lesson.cache, student)
+    batch = training_batch(lesson.cache, indices, student.tokenizer, columns, student.scheme.channels)
+    logits = np.zeros(batch.targets.shape, np.float32)
+    before = len(student.tokenizer.prefix)
+    for row, window in enumerate(lesson.cache.windows[indices]):
+        first = int(window["start"]) + int(window["owned_start"])
+        owned = int(window["owned_length"])
+        place = before + int(window["owned_start"])
+        logits[row, place : place + owned] = lesson.logits[first : first + owned]
+    labelled = torch.full((len(indices),), float(lesson.labelled))
+    return replace(batch, teacher_logits=torch.from_numpy(logits), labelled=labelled)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Puts batches together, padded to the longest of them; ids of padding don't matter, as it is masked out."""
+    if len(batches) == 1:
+        return batches[0]
+    longest = max(batch.ids.shape[1] for batch in batches)
+
+    def padded(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 1:
+            return tensor
+        sides = [0, 0] * (tensor.ndim - 2) + [0, longest - tensor.shape[1]]
+        return torch.nn.functional.pad(tensor, sides)
+
+    columns = zip(*(batch.tensors() for batch in batches), strict=True)
+    return Batch(*(torch.cat([padded(tensor) for tensor in column]) for column in columns))

@@ -1,0 +1,141 @@
+"""What runs a network: one function from token ids to logits, whatever is behind it.
+
+torch's engine is in `model.py`; the ones here need neither torch nor transformers.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nertool.artefacts import Decisions
+from nertool.decoding import Floats
+from nertool.errors import NertoolError
+from nertool.windows import Longs, SectionTokenizer
+from nertool.workers import usable_cores
+
+__all__ = ["Engine", "Floats", "Longs", "Tagger"]
+
+
+class Engine(Protocol):
+    """Runs a network."""
+
+    def __call__(self, ids: Longs, mask: Longs) -> Floats:
+        """Returns the logits of a batch.
+
+        Args:
+            ids: Token ids, `(batch, tokens)` int64.
+            mask: 1 where there is a token, 0 for padding, `(batch, tokens)` int64.
+
+        Returns:
+            `(batch, tokens, channels)` float32.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tagger:
+    """All that finds entities in sections.
+
+    Args:
+        engine: Runs the network.
+        tokenizer: Makes its tokens.
+        decisions: What its logits mean.
+        runs_on: The engine, the device and the precision, in words.
+    """
+
+    engine: Engine
+    tokenizer: SectionTokenizer
+    decisions: Decisions
+    runs_on: str
+
+    @property
+    def window_tokens(self) -> int:
+        """Longest window without special tokens."""
+        return self.decisions.windows.max_tokens - self.tokenizer.special_tokens
+
+
+class OnnxRuntimeEngine:
+    """Runs an ONNX model on the CPU.
+
+    Args:
+        path: The model.
+
+    Raises:
+        NertoolError: If onnxruntime isn't installed, or can't read the model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require("onnxruntime")
+        import onnxruntime  # noqa: PLC0415 (an optional package)
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = usable_cores()
+        # Threads that spin while they wait take the CPU from tokenising and decoding.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise NertoolError(f"onnxruntime can't load {path}: {_first_line(error)}", "export it again") from error
+
+    def __call__(self, ids: Longs, mask: Longs) -> Floats:
+        """Returns logits; see `Engine`."""
+        found: Floats = self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+        return found.astype(np.float32, copy=False)
+
+
+class OpenVinoEngine:
+    """Runs an OpenVINO or an ONNX model on the CPU.
+
+    Args:
+        path: The model.
+        precision: `fp32` or `bf16`, in which it computes what the model doesn't say to compute in int8.
+
+    Raises:
+        NertoolError: If openvino isn't installed, or can't read the model.
+    """
+
+    def __init__(self, path: Path, precision: str) -> None:
+        require("openvino")
+        import openvino  # noqa: PLC0415 (an optional package)
+
+        core = openvino.Core()
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": usable_cores(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            self._compiled = core.compile_model(core.read_model(path), "CPU", options)
+        except RuntimeError as error:
+            raise NertoolError(f"OpenVINO can't load {path}: {_first_line(error)}", "export it again") from error
+
+    def __call__(self, ids: Longs, mask: Longs) -> Floats:
+        """Returns logits; see `Engine`."""
+        found: Floats = self._compiled({"input_ids": ids, "attention_mask": mask})["logits"]
+        return found.astype(np.float32, copy=False)
+
+
+EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
+
+
+def is_installed(engine: str) -> bool:
+    """Tells whether an engine's package is there."""
+    return importlib.util.find_spec(engine) is not None
+
+
+def require(engine: str) -> None:
+    """Makes sure that an engine's package is there.
+
+    Raises:
+        NertoolError: Naming the extra to install.
+    """
+    if not is_installed(engine):
+        raise NertoolError(f"{engine} is not installed", f"pip install 'nertool[{EXTRAS[engine]}]'")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,53 @@
+"""Windows → padded batches of token ids, for training and for every engine."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nertool.windows import Longs, SectionTokenizer
+
+
+def pack_by_length(lengths: Longs, order: Longs, budget: int) -> list[Longs]:
+    """Cuts windows, in the given order, into batches that are at most `budget` tokens large with their padding.
+
+    Args:
+        lengths: Tokens of each window, special tokens included, `(windows,)`.
+        order: Indices of windows, neighbours of about one length, `(n,)`.
+        budget: Most tokens of a batch; a longer window is a batch of its own.
+
+    Returns:
+        The indices of each batch.
+    """
+    batches = []
+    start, longest = 0, 0
+    for position, length in enumerate(lengths[order].tolist()):
+        longest = max(longest, length)
+        if position > start and longest * (position - start + 1) > budget:
+            batches.append(order[start:position])
+            start, longest = position, length
+    if start < len(order):
+        batches.append(order[start:])
+    return batches
+
+
+def pad_ids(rows: Sequence[Longs], tokenizer: SectionTokenizer) -> tuple[Longs, Longs]:
+    """Puts special tokens around windows and pads them.
+
+    Args:
+        rows: Token ids of each window.
+        tokenizer: Knows the special tokens.
+
+    Returns:
+        Ids and attention mask, `(batch, tokens)` int64.
+    """
+    longest = max(map(len, rows)) + tokenizer.special_tokens
+    ids = np.full((len(rows), longest), tokenizer.pad_id, np.int64)
+    mask = np.zeros((len(rows), longest), np.int64)
+    before = len(tokenizer.prefix)
+    for i, row in enumerate(rows):
+        end = before + len(row)
+        ids[i, :before] = tokenizer.prefix
+        ids[i, before:end] = row
+        ids[i, end : end + len(tokenizer.suffix)] = tokenizer.suffix
+        mask[i, : end + len(tokenizer.suffix)] = 1
+    return ids, mask

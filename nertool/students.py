@@ -1,0 +1,86 @@
+"""Students for distillation: smaller networks, made of a teacher's layers or of another backbone."""
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nertool.errors import NertoolError
+from nertool.model import NerModel, new_model, set_dropout
+from nertool.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def student_of_backbone(teacher: NerModel, settings: ModelSettings) -> NerModel:
+    """Loads a backbone as a student, with the teacher's classes, windows and thresholds.
+
+    Args:
+        teacher: The teacher.
+        settings: Name the backbone.
+
+    Raises:
+        NertoolError: If the backbone can't be loaded, or makes other tokens than the teacher's.
+    """
+    student = new_model(settings, teacher.decisions.windows, teacher.scheme)
+    if student.tokenizer.digest != teacher.tokenizer.digest:
+        raise NertoolError(
+            f"the tokenizer of {settings.name} is not the teacher's, so their logits belong to different tokens",
+            "use a backbone with the teacher's vocabulary, or --student-layers",
+        )
+    return NerModel(student.network, teacher.tokenizer, teacher.hub_tokenizer, teacher.decisions)
+
+
+def student_of_layers(teacher: NerModel, count: int, settings: ModelSettings) -> NerModel:
+    """Makes a student of some of the teacher's layers, evenly chosen, the last one included; the rest is copied whole.
+
+    Args:
+        teacher: The teacher.
+        count: How many layers.
+        settings: The dropout.
+
+    Raises:
+        NertoolError: If the teacher has no more layers than that.
+
+    Source: Sanh et al. 2019, DistilBERT, section 2: a student that begins with every second layer of its teacher.
+    """
+    config = copy.deepcopy(teacher.network.config)
+    total: int = config.num_hidden_layers
+    if not 1 <= count < total:
+        raise NertoolError(f"a student of {count} layers: the teacher has {total}", f"choose 1 to {total - 1}")
+    chosen = chosen_layers(total, count)
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):  # ModernBERT looks near in some layers and far in others
+        config.layer_types = [config.layer_types[i] for i in chosen]
+    set_dropout(config, settings)
+    network: PreTrainedModel = type(teacher.network)(config)
+    network.load_state_dict(_with_layers(teacher.network, total, chosen))
+    return NerModel(network, teacher.tokenizer, teacher.hub_tokenizer, teacher.decisions)
+
+
+def chosen_layers(total: int, count: int) -> list[int]:
+    """Returns which of a teacher's layers a student gets, evenly spread, the last one always."""
+    return [(i + 1) * total // count - 1 for i in range(count)]
+
+
+def _with_layers(network: torch.nn.Module, total: int, chosen: list[int]) -> dict[str, Any]:
+    """Returns a network's weights with only the chosen layers, which are numbered anew."""
+    found = [name for name, part in network.named_modules() if _is_stack(part, total)]
+    if len(found) != 1:
+        raise NertoolError(f"{type(network).__name__} has no single stack of layers to choose from", "use --student")
+    (stack,) = found
+    new_number = {old: new for new, old in enumerate(chosen)}
+    weights = {}
+    for name, tensor in network.state_dict().items():
+        match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.*)", name)
+        if match is None:
+            weights[name] = tensor
+        elif (old := int(match[1])) in new_number:
+            weights[f"{stack}.{new_number[old]}.{match[2]}"] = tensor
+    return weights
+
+
+def _is_stack(part: torch.nn.Module, total: int) -> bool:
+    return isinstance(part, torch.nn.ModuleList) and len(part) == total and len({type(one) for one in part}) == 1
