@@ -195,6 +195,9 @@ def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
         folder: An existing empty folder; the caller makes it appear whole.
         facts: What else nertool.json should tell, such as the metrics and where the annotations come from.
     """
+    from transformers.utils import logging  # noqa: PLC0415
+
+    logging.disable_progress_bar()
     model.network.save_pretrained(folder, max_shard_size="1000GB")
     model.hub_tokenizer.save_pretrained(folder)
     write_facts(folder, model.decisions, {"torch_version": torch.__version__, **facts})

@@ -301,9 +301,8 @@ def compare(teacher: Path, student: Path, documents: Any, settings: "Settings") 
     from nertool.runs import evaluate_split, prepare_eval
 
     sides: dict[str, dict[str, Any]] = {}
-    taggers = {
-        name: load_tagger(folder, settings.predict) for name, folder in (("teacher", teacher), ("student", student))
-    }
+    folders = {"teacher": teacher, "student": student}
+    taggers = {name: load_tagger(folder, settings.predict) for name, folder in folders.items()}
     splits = {name: prepare_eval(documents, tagger) for name, tagger in taggers.items()}
     for name, tagger in taggers.items():
         metrics = evaluate_split(tagger, splits[name], settings)
