@@ -3,7 +3,6 @@
 from typing import Any
 
 from nertool import __version__
-from nertool.artefacts import Decisions
 from nertool.model import NerModel
 from nertool.settings import Settings
 
@@ -34,8 +33,8 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         "",
         "# Biomedical named entity recognition, multi-label",
         "",
-        f"Fine-tuned from `{settings.model.name}` with nertool {__version__}. For each token it gives one probability "
-        "per class, so mentions may nest, overlap and have several classes.",
+        f"{_origin(settings, facts)} with nertool {__version__}. For each token it gives one probability per class, so "
+        "mentions may nest, overlap and have several classes.",
         "",
         "## Data",
         "",
@@ -59,8 +58,8 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
         "nertool predict MODEL texts/ predictions/",
         "```",
         "",
-        "A word is inside an entity of a class if the mean logit of its tokens reaches the threshold "
-        f"({_thresholds(decisions)}); a border where there is no space costs {decisions.switch_cost} logits. "
+        "A word is inside an entity of a class if the mean logit of its tokens reaches the class's threshold (in "
+        f"`nertool.json`); a border where there is no space costs {decisions.switch_cost} logits. "
         f"Windows have at most {decisions.windows.max_tokens} tokens.",
         "",
         "## Settings that are not the defaults",
@@ -71,12 +70,13 @@ def model_card(model: NerModel, metrics: dict[str, Any], settings: Settings, fac
     return "\n".join(lines)
 
 
+def _origin(settings: Settings, facts: dict[str, Any]) -> str:
+    if "teacher" not in facts:
+        return f"Fine-tuned from `{settings.model.name}`"
+    more = facts["unlabelled"]["documents"]
+    texts = f", also from {more:,} documents without gold entities" if more else ""
+    return f"Distilled from the model `{facts['teacher']}` into `{facts['backbone']}`{texts},"
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _thresholds(decisions: Decisions) -> str:
-    if len(set(decisions.thresholds)) == 1:
-        return str(decisions.thresholds[0])
-    pairs = zip(decisions.scheme.labels, decisions.thresholds, strict=True)
-    return ", ".join(f"{label}: {threshold}" for label, threshold in pairs)

@@ -32,6 +32,14 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write the documents with predicted entities to this folder.")
     ] = None,
+    tune_thresholds: Annotated[
+        bool,
+        typer.Option(
+            "--tune-thresholds",
+            help="Choose the threshold of each class on these documents, which should not be the test ones, and keep "
+            "them in MODEL.",
+        ),
+    ] = False,
     ls_project: LsProject = None,
     device: Device = None,
     skip_invalid: SkipInvalid = None,
@@ -52,7 +60,15 @@ def evaluate(
     if ls_project is not None:
         check_showing(ls_project, settings)
     pairs: list[tuple[Document | None, Document]] = []
-    report = run_evaluate(model, documents, settings, predictions=predictions, force=force, on_predicted=pairs.extend)
+    report = run_evaluate(
+        model,
+        documents,
+        settings,
+        predictions=predictions,
+        tune=tune_thresholds,
+        force=force,
+        on_predicted=pairs.extend,
+    )
     if json:
         print_json(report)
     else:
@@ -68,6 +84,7 @@ def run_evaluate(
     settings: Any,
     *,
     predictions: Path | None = None,
+    tune: bool = False,
     force: bool = False,
     on_predicted: "Callable[[Iterable[tuple[Document, Document]]], object]" = lambda _: None,
 ) -> dict[str, Any]:
@@ -79,6 +96,7 @@ def run_evaluate(
         source: Documents with gold entities, or a cache.
         settings: The `Settings`.
         predictions: Where to write the predicted documents.
+        tune: Choose the thresholds of the classes on these documents first, and keep them in the model.
         force: Replace older predictions.
         on_predicted: Takes pairs of gold and predicted documents.
 
@@ -90,6 +108,7 @@ def run_evaluate(
     """
     from collections import Counter
 
+    from nertool.errors import NertoolError
     from nertool.files import check_output, new_folder
     from nertool.formats import ReadReport
     from nertool.formats.kazu import KazuWriter
@@ -103,11 +122,15 @@ def run_evaluate(
         check_output(predictions, force=force, source=source)
     reading = ReadReport()
     if _holds_documents(model_folder):
+        if tune:
+            raise NertoolError(f"{model_folder} holds documents, which have no thresholds to tune", "name a model")
         gold_documents = Source(source, settings, reading).read_all()
         predicted_documents = _read_predicted(model_folder, gold_documents, settings)
         labels = _labels_of(predicted_documents)
         facts: dict[str, Any] = {"not_representable": None, "classes_unknown_to_the_model": {}}
     else:
+        if tune:
+            _tune(model_folder, source, settings)
         gold_documents, predicted_documents, labels, facts = _predict(model_folder, source, settings, reading)
     pairs = [
         SectionPair(number, gold.entities, predicted.entities)
@@ -137,6 +160,27 @@ def run_evaluate(
     on_predicted(zip(gold_documents, predicted_documents, strict=True))
     report_reading(reading)
     return report
+
+
+def _tune(model_folder: Path, source: Path, settings: Any) -> None:
+    """Chooses the thresholds of the classes, keeps them in the model, and says what they are."""
+    from nertool.artefacts import change_thresholds
+    from nertool.console import say
+    from nertool.formats import ReadReport
+    from nertool.inference import load_tagger, prepare, token_logits
+    from nertool.sources import Source
+    from nertool.thresholds import tune_thresholds
+
+    tagger = load_tagger(model_folder, settings.predict)
+    documents = Source(source, settings, ReadReport()).read_all()
+    prepared = prepare([section for document in documents for section in document.sections], tagger)
+    logits = token_logits(tagger, prepared, settings.predict.tokens_per_batch)
+    before = tagger.decisions
+    thresholds = tune_thresholds(logits, prepared.tokens, prepared.sections, before)
+    change_thresholds(model_folder, thresholds, {"documents": str(source), "count": len(documents)})
+    pairs = zip(before.scheme.labels, before.thresholds, thresholds, strict=True)
+    changed = [f"{label} {old:g} → {new:g}" for label, old, new in pairs if old != new]
+    say(f"thresholds: {', '.join(changed) or 'none is better than before'}")
 
 
 def _predict(
