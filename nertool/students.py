@@ -2,7 +2,7 @@
 
 import copy
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -50,37 +50,47 @@ def student_of_layers(teacher: NerModel, count: int, settings: ModelSettings) ->
     total: int = config.num_hidden_layers
     if not 1 <= count < total:
         raise NertoolError(f"a student of {count} layers: the teacher has {total}", f"choose 1 to {total - 1}")
-    chosen = chosen_layers(total, count)
+    name, stack = _stack(teacher.network, total)
+    # ModernBERT's first layer lacks a norm that all others have, so only a first layer can be first.
+    keep_first = stack[0].state_dict().keys() != stack[-1].state_dict().keys()
+    chosen = chosen_layers(total, count, keep_first=keep_first)
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):  # ModernBERT looks near in some layers and far in others
         config.layer_types = [config.layer_types[i] for i in chosen]
     set_dropout(config, settings)
     network: PreTrainedModel = type(teacher.network)(config)
-    network.load_state_dict(_with_layers(teacher.network, total, chosen))
+    new_number = {old: new for new, old in enumerate(chosen)}
+    weights = {}
+    for key, tensor in teacher.network.state_dict().items():
+        match = re.fullmatch(rf"{re.escape(name)}\.(\d+)\.(.*)", key)
+        if match is None:
+            weights[key] = tensor
+        elif int(match[1]) in new_number:
+            weights[f"{name}.{new_number[int(match[1])]}.{match[2]}"] = tensor
+    network.load_state_dict(weights)
     return NerModel(network, teacher.tokenizer, teacher.hub_tokenizer, teacher.decisions)
 
 
-def chosen_layers(total: int, count: int) -> list[int]:
-    """Returns which of a teacher's layers a student gets, evenly spread, the last one always."""
+def chosen_layers(total: int, count: int, *, keep_first: bool = False) -> list[int]:
+    """Returns which of a teacher's layers a student gets, evenly spread, the last one always (but for a single first).
+
+    Args:
+        total: How many the teacher has.
+        count: How many the student gets.
+        keep_first: Whether the first one must be among them.
+    """
+    if keep_first:
+        return [0, *(layer + 1 for layer in chosen_layers(total - 1, count - 1))]
     return [(i + 1) * total // count - 1 for i in range(count)]
 
 
-def _with_layers(network: torch.nn.Module, total: int, chosen: list[int]) -> dict[str, Any]:
-    """Returns a network's weights with only the chosen layers, which are numbered anew."""
-    found = [name for name, part in network.named_modules() if _is_stack(part, total)]
+def _stack(network: torch.nn.Module, total: int) -> tuple[str, torch.nn.ModuleList]:
+    """Finds the layers of a network, and their name in it."""
+    found = [
+        (name, part)
+        for name, part in network.named_modules()
+        if isinstance(part, torch.nn.ModuleList) and len(part) == total and len({type(one) for one in part}) == 1
+    ]
     if len(found) != 1:
         raise NertoolError(f"{type(network).__name__} has no single stack of layers to choose from", "use --student")
-    (stack,) = found
-    new_number = {old: new for new, old in enumerate(chosen)}
-    weights = {}
-    for name, tensor in network.state_dict().items():
-        match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.*)", name)
-        if match is None:
-            weights[name] = tensor
-        elif (old := int(match[1])) in new_number:
-            weights[f"{stack}.{new_number[old]}.{match[2]}"] = tensor
-    return weights
-
-
-def _is_stack(part: torch.nn.Module, total: int) -> bool:
-    return isinstance(part, torch.nn.ModuleList) and len(part) == total and len({type(one) for one in part}) == 1
+    return found[0]
