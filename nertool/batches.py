@@ -27,6 +27,7 @@ class Batch:
         loss_mask: 1 where the window owns the token, `(batch, tokens)` float32; special tokens and padding are 0.
         teacher_logits: In distillation, what the teacher says, `(batch, tokens, channels)` float32.
         labelled: In distillation, 1 for windows whose targets are known, `(batch,)` float32.
+        teacher_hidden: The teacher's hidden states, if they are matched, `(batch, tokens, layers · units)` float32.
     """
 
     ids: Tensor
@@ -35,17 +36,21 @@ class Batch:
     loss_mask: Tensor
     teacher_logits: Tensor | None = None
     labelled: Tensor | None = None
+    teacher_hidden: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on a device; a GPU copies it while the CPU goes on."""
         if device.type != "cuda":
             return Batch(*(tensor.to(device) for tensor in self.tensors()))
-        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self.tensors()))
+        return Batch(
+            *(one if one.is_cuda else one.pin_memory().to(device, non_blocking=True) for one in self.tensors())
+        )
 
     def tensors(self) -> list[Tensor]:
         """Returns the tensors that there are, in the order of the arguments."""
-        given = (self.ids, self.attention_mask, self.targets, self.loss_mask, self.teacher_logits, self.labelled)
-        return [tensor for tensor in given if tensor is not None]
+        optional = (self.teacher_logits, self.labelled, self.teacher_hidden)
+        plain = (self.ids, self.attention_mask, self.targets, self.loss_mask)
+        return [*plain, *(tensor for tensor in optional if tensor is not None)]
 
 
 def epoch_batches(lengths: npt.NDArray[np.int64], budget: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:

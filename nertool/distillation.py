@@ -9,10 +9,13 @@ import numpy.typing as npt
 import torch
 
 from nertool.batches import Batch, training_batch
+from nertool.devices import autocast
+from nertool.engines import Tagger
 from nertool.losses import distillation_loss
-from nertool.model import NerModel
+from nertool.model import NerModel, TorchEngine
 from nertool.runs import Task, channel_columns
 from nertool.settings import DistillSettings
+from nertool.students import MatchedStudent, hidden_states
 from nertool.teacher_logits import Halves
 from nertool.window_cache import WindowCache, documents_of_windows
 
@@ -32,8 +35,15 @@ class Lesson:
     labelled: bool
 
 
-def distillation_task(lessons: Sequence[Lesson], student: NerModel, settings: DistillSettings) -> Task:
-    """Returns the task of learning from a teacher; windows of all lessons are mixed."""
+def distillation_task(lessons: Sequence[Lesson], student: NerModel, settings: DistillSettings, teacher: Tagger) -> Task:
+    """Returns the task of learning from a teacher; windows of all lessons are mixed.
+
+    Args:
+        lessons: The texts, with what the teacher says.
+        student: The student.
+        settings: How much of the loss comes from where.
+        teacher: Only run if its hidden states are matched, too; torch's.
+    """
     bounds = np.cumsum([0, *(len(lesson.cache.windows) for lesson in lessons)])
 
     def shares(indices: npt.NDArray[np.int64]) -> list[tuple[Lesson, npt.NDArray[np.int64]]]:
@@ -43,22 +53,39 @@ def distillation_task(lessons: Sequence[Lesson], student: NerModel, settings: Di
         ]
 
     def load(indices: npt.NDArray[np.int64]) -> Batch:
-        return join([lesson_batch(lesson, own, student) for lesson, own in shares(indices) if len(own)])
+        batch = join([lesson_batch(lesson, own, student) for lesson, own in shares(indices) if len(own)])
+        return _with_hidden(batch, teacher, network) if isinstance(network, MatchedStudent) else batch
 
     def documents_of(windows: npt.NDArray[np.int64]) -> list[str]:
         found = [documents_of_windows(lesson.cache, own, student.tokenizer) for lesson, own in shares(windows)]
         return list(chain.from_iterable(found))
 
     windows = np.concatenate([lesson.cache.windows for lesson in lessons])
+    network: torch.nn.Module = student.network
+    if settings.hidden_weight:
+        network = MatchedStudent(student.network, _torch_engine(teacher).network)
     return Task(
-        network=student.network,
+        network=network,
         lengths=windows["length"].astype(np.int64) + student.tokenizer.special_tokens,
         owned=windows["owned_length"].astype(np.int64),
         load_batch=load,
-        loss=distillation_loss(settings.hard_weight, settings.temperature),
+        loss=distillation_loss(settings.hard_weight, settings.temperature, settings.hidden_weight),
         begin=lambda: None,
         documents_of=documents_of,
     )
+
+
+def _with_hidden(batch: Batch, teacher: Tagger, student: MatchedStudent) -> Batch:
+    engine = _torch_engine(teacher)
+    batch = batch.to(engine.device)
+    with autocast(engine.device, engine.precision):
+        hidden = hidden_states(engine.network, student.layers, batch.ids, batch.attention_mask)
+    return replace(batch, teacher_hidden=hidden)
+
+
+def _torch_engine(teacher: Tagger) -> TorchEngine:
+    assert isinstance(teacher.engine, TorchEngine)
+    return teacher.engine
 
 
 def lesson_batch(lesson: Lesson, indices: npt.NDArray[np.int64], student: NerModel) -> Batch:

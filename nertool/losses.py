@@ -26,7 +26,9 @@ def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     return (losses * batch.loss_mask).sum()
 
 
-def distillation_loss(hard_weight: float, temperature: float) -> Callable[[Tensor, Batch], Tensor]:
+def distillation_loss(
+    hard_weight: float, temperature: float, hidden_weight: float = 0.0
+) -> Callable[[Tensor, Batch], Tensor]:
     """Returns the loss of a student: its teacher's probabilities for every token, and the gold where that is known.
 
     Each channel is a decision of its own, so what is matched is the probability of each, not one distribution over all.
@@ -36,6 +38,8 @@ def distillation_loss(hard_weight: float, temperature: float) -> Callable[[Tenso
     Args:
         hard_weight: The share of the gold in the loss of windows that have it, in [0, 1].
         temperature: At least 1; above it, the student also learns how certain its teacher is of what it rules out.
+        hidden_weight: Weight of the mean squared difference to the teacher's hidden states; if it isn't 0, these are
+            expected behind the logits, and in the batch.
 
     Returns:
         A loss like `binary_cross_entropy`, for batches with `teacher_logits` and `labelled`.
@@ -45,12 +49,16 @@ def distillation_loss(hard_weight: float, temperature: float) -> Callable[[Tenso
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         assert batch.teacher_logits is not None and batch.labelled is not None
-        logits = logits.float()
+        channels = batch.targets.shape[-1]
+        logits, hidden = logits[..., :channels].float(), logits[..., channels:]
         soft_targets = torch.sigmoid(batch.teacher_logits / temperature)
         soft = binary_cross_entropy_with_logits(logits / temperature, soft_targets, reduction="none").sum(dim=-1)
         hard = binary_cross_entropy_with_logits(logits, batch.targets, reduction="none").sum(dim=-1)
         share = hard_weight * batch.labelled[:, None]
-        return ((soft * temperature**2 * (1 - share) + hard * share) * batch.loss_mask).sum()
+        losses = soft * temperature**2 * (1 - share) + hard * share
+        if batch.teacher_hidden is not None:
+            losses = losses + hidden_weight * (hidden.float() - batch.teacher_hidden).square().mean(dim=-1)
+        return (losses * batch.loss_mask).sum()
 
     return loss
 

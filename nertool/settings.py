@@ -159,6 +159,11 @@ class DistillSettings(_Part):
     temperature: float = Field(
         1.0, ge=1.0, description="Divides the logits of both before they are compared; above 1, doubts count more."
     )
+    hidden_weight: float = Field(
+        0.0, ge=0.0,
+        description="Weight of matching the teacher's hidden states, too, through learned projections; above 0 the "
+        "teacher runs at every step.",
+    )  # fmt: skip
 
 
 class EvaluateSettings(_Part):

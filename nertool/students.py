@@ -2,9 +2,11 @@
 
 import copy
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from nertool.errors import NertoolError
 from nertool.model import NerModel, new_model, set_dropout
@@ -94,3 +96,50 @@ def _stack(network: torch.nn.Module, total: int) -> tuple[str, torch.nn.ModuleLi
     if len(found) != 1:
         raise NertoolError(f"{type(network).__name__} has no single stack of layers to choose from", "use --student")
     return found[0]
+
+
+class MatchedStudent(torch.nn.Module):
+    """A student whose hidden states are projected to its teacher's, so that they can be matched.
+
+    Each student layer is matched with the teacher's layer at the same share of the way up.
+
+    Args:
+        student: The student's network.
+        teacher: The teacher's network.
+
+    Source: Jiao et al. 2020, TinyBERT, equation 8: a learned projection per layer, mean squared difference.
+    """
+
+    def __init__(self, student: "PreTrainedModel", teacher: "PreTrainedModel") -> None:
+        super().__init__()
+        self.network = student
+        count, width = student.config.num_hidden_layers, student.config.hidden_size
+        self.layers = chosen_layers(teacher.config.num_hidden_layers, count)
+        wanted = teacher.config.hidden_size
+        projections = [torch.nn.Linear(width, wanted, bias=False) for _ in self.layers]
+        for projection in projections if width == wanted else []:
+            torch.nn.init.eye_(projection.weight)
+        self.projections = torch.nn.ModuleList(projections)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        """Returns as `logits` the logits and, behind them, the projected states of all layers.
+
+        Args:
+            input_ids: `(batch, tokens)` int64.
+            attention_mask: `(batch, tokens)` int64.
+
+        Returns:
+            `(batch, tokens, channels + layers · teacher's units)`.
+        """
+        output = self.network(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        states = output.hidden_states[1:]
+        projected = [projection(state) for projection, state in zip(self.projections, states, strict=True)]
+        return SimpleNamespace(logits=torch.cat([output.logits, *projected], dim=-1))
+
+
+def hidden_states(teacher: "PreTrainedModel", layers: list[int], ids: Tensor, mask: Tensor) -> Tensor:
+    """Returns the hidden states of some of a teacher's layers, `(batch, tokens, layers · units)` float32."""
+    teacher.eval()
+    with torch.no_grad():
+        states = teacher(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    return torch.cat([states[layer + 1] for layer in layers], dim=-1).float()

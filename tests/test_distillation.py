@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def test_the_teachers_logits_are_those_that_it_predicts_with(tmp_path: Path, tea
 
 
 def test_a_batch_of_both_kinds_has_every_window_with_its_own_logits(lessons: list[Lesson], teacher: NerModel) -> None:
-    task = distillation_task(lessons, teacher, DistillSettings())
+    task = distillation_task(lessons, teacher, DistillSettings(), teacher.tagger(CPU, torch.float32))
     first = len(lessons[0].cache.windows)
     assert len(task.lengths) == first + len(lessons[1].cache.windows)
     batch = task.load_batch(np.array([first + 2, 1, first, 0]))
@@ -221,6 +222,49 @@ def test_logits_of_another_teacher_or_of_other_documents_are_refused(tmp_path: P
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(NertoolError, match="is damaged"):
         open_logits(tmp_path / "logits", "train", cache, tagger, "one")
+
+
+def test_hidden_states_are_matched_layer_by_layer(lessons: list[Lesson], teacher: NerModel) -> None:
+    """A student that is its teacher differs in nothing; the difference of another is written out by hand."""
+    tagger = teacher.tagger(CPU, torch.float32)
+    both = distillation_task(lessons, teacher, DistillSettings(hidden_weight=2.0), tagger)
+    batch = both.load_batch(np.array([0, 1, len(lessons[0].cache.windows)]))
+    assert batch.teacher_hidden is not None
+    student = student_of_layers(teacher, 2, ModelSettings())
+    task = distillation_task(lessons, student, DistillSettings(hidden_weight=2.0), tagger)
+    plain = distillation_task(lessons, student, DistillSettings(), tagger)
+    batch = task.load_batch(np.array([0, 1, len(lessons[0].cache.windows)]))
+    task.network.eval()
+    with torch.no_grad():
+        given = {"input_ids": batch.ids, "attention_mask": batch.attention_mask}
+        found = task.loss(task.network(**given).logits, batch) - plain.loss(
+            student.network(**given).logits, replace(batch, teacher_hidden=None)
+        )
+        of_student = student.network(**given, output_hidden_states=True).hidden_states
+        of_teacher = teacher.network(**given, output_hidden_states=True).hidden_states
+        by_hand = sum(
+            ((of_student[mine + 1] - of_teacher[theirs + 1]) ** 2).mean(dim=-1) for mine, theirs in enumerate([1, 3])
+        )
+        torch.testing.assert_close(found, (by_hand * batch.loss_mask).sum(), rtol=1e-4, atol=1e-4)
+        both.network.eval()
+        same = both.load_batch(np.array([0, 3]))
+        logits = both.network(input_ids=same.ids, attention_mask=same.attention_mask).logits
+        assert same.teacher_hidden is not None
+        torch.testing.assert_close(logits[..., 4:], same.teacher_hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_of_another_width_is_matched_through_projections(tmp_path: Path, trained: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    narrow = tmp_path / "narrow"
+    shutil.copytree(trained / "backbone", narrow)
+    config = AutoConfig.from_pretrained(narrow, hidden_size=16, num_hidden_layers=1)
+    AutoModel.from_config(config).save_pretrained(narrow)
+    options = ["--student", narrow, "--set", "distill.hidden_weight=1", "--set", "train.epochs=1"]
+    report = json.loads(succeed(*arguments(trained, "out", *options, "--json")).stdout)
+    assert report["student"]["parameters"] < report["teacher"]["parameters"] / 2
+    weights = load_model(Path("out/model")).network.state_dict()
+    assert not any("projection" in name for name in weights)
 
 
 OPTIONS = ["--set", "windows.max_tokens=32", "--set", "windows.overlap_tokens=8", "--set", "train.tokens_per_batch=300"]
@@ -302,8 +346,6 @@ def test_classes_that_the_teacher_does_not_know_are_refused(trained: Path) -> No
 
 
 def _renamed(document: Any) -> Any:
-    from dataclasses import replace
-
     sections = tuple(
         replace(section, entities=tuple(replace(e, label="protein") for e in section.entities))
         for section in document.sections

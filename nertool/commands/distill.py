@@ -215,7 +215,7 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
             "unlabelled": {"documents": more_scan.documents if more_scan else 0},
             "annotators": list(train_scan.annotators),
         }
-        task = distillation_task(lessons, student, settings.distill)
+        task = distillation_task(lessons, student, settings.distill, tagger)
         with showing_evaluations(output, eval_documents, teacher.scheme.labels, settings, ls_project) as show:
             summary = train_run(output, student, task, eval_documents, settings, facts, world, show)
     report = {**summary, **compare(teacher_folder, output / "model", eval_documents, settings)}
@@ -228,6 +228,7 @@ def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Sett
     from nertool.commands.together import may_stop, read_eval, silent_interrupts
     from nertool.devices import choose_device, choose_precision, seed_everything
     from nertool.distillation import Lesson, distillation_task
+    from nertool.distributed import local_rank
     from nertool.model import load_model
     from nertool.runs import train_run
     from nertool.teacher_logits import open_logits
@@ -240,7 +241,8 @@ def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Sett
     settings = _with_the_teachers(settings, teacher)
     seed_everything(settings.train.seed)
     student = make_student(teacher, settings)
-    device = choose_device(settings.train.device)
+    device = choose_device(settings.train.device, local_rank())
+    teacher.to(device)
     tagger = teacher.tagger(device, choose_precision(settings.train.precision, device))
     lessons = []
     for place in job["lessons"]:
@@ -249,10 +251,9 @@ def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Sett
         logits = open_logits(Path(job["logits"]), name, cache, tagger, job["teacher"])
         lessons.append(Lesson(cache, logits, place["labelled"]))
     eval_documents = read_eval(eval_data, settings, job)
+    task = distillation_task(lessons, student, settings.distill, tagger)
     with silent_interrupts():
-        train_run(
-            output, student, distillation_task(lessons, student, settings.distill), eval_documents, settings, {}, world
-        )  # fmt: skip
+        train_run(output, student, task, eval_documents, settings, {}, world)
 
 
 def _with_the_teachers(settings: "Settings", teacher: "NerModel") -> "Settings":
