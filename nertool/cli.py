@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nertool import __version__
-from nertool.commands import annotate, cache, convert, demo, distill, evaluate, ls_sync, predict, split, train
+from nertool.commands import annotate, cache, convert, demo, distill, evaluate, export, ls_sync, predict, split, train
 
 app = typer.Typer(
     name="nertool",
@@ -37,7 +37,7 @@ def _main(
 
 for _command in (
     demo.demo, convert.convert, annotate.annotate, split.split, cache.cache, train.train, evaluate.evaluate,
-    distill.distill, predict.predict,
+    distill.distill, export.export, predict.predict,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(ls_sync.ls_sync)

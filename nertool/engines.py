@@ -119,22 +119,22 @@ class OpenVinoEngine:
         return found.astype(np.float32, copy=False)
 
 
-EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
+_EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino", "nncf": "openvino"}
 
 
-def is_installed(engine: str) -> bool:
-    """Tells whether an engine's package is there."""
-    return importlib.util.find_spec(engine) is not None
+def is_installed(package: str) -> bool:
+    """Tells whether an optional package is there."""
+    return importlib.util.find_spec(package) is not None
 
 
-def require(engine: str) -> None:
-    """Makes sure that an engine's package is there.
+def require(package: str) -> None:
+    """Makes sure that an optional package is there.
 
     Raises:
         NertoolError: Naming the extra to install.
     """
-    if not is_installed(engine):
-        raise NertoolError(f"{engine} is not installed", f"pip install 'nertool[{EXTRAS[engine]}]'")
+    if not is_installed(package):
+        raise NertoolError(f"{package} is not installed", f"pip install 'nertool[{_EXTRAS[package]}]'")
 
 
 def _first_line(error: Exception) -> str:

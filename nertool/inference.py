@@ -42,16 +42,18 @@ def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
         model = load_model(folder)
         model.to(device)
         return model.tagger(device, choose_precision(settings.precision, device))
-    return load_exported(folder, exported, choose_engine(folder, exported, settings.engine))
+    engine = choose_engine(folder, exported, settings.engine)
+    return load_exported(folder, exported, engine, Decisions.from_json(facts))
 
 
-def load_exported(folder: Path, exported: dict[str, Any], engine: str) -> Tagger:
+def load_exported(folder: Path, exported: dict[str, Any], engine: str, decisions: Decisions) -> Tagger:
     """Loads an exported model with an engine.
 
     Args:
         folder: The model.
         exported: What its `nertool.json` says of the export.
         engine: `onnxruntime` or `openvino`.
+        decisions: What its logits mean.
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 (trained models come with transformers' wrapper around it)
 
@@ -60,9 +62,9 @@ def load_exported(folder: Path, exported: dict[str, Any], engine: str) -> Tagger
     if engine == "onnxruntime":
         running = OnnxRuntimeEngine(folder / exported["model"])
     else:
-        running = OpenVinoEngine(folder / exported["model"], "bf16" if precision == "bf16" else "fp32")
+        running = OpenVinoEngine(folder / exported["model"], "fp32" if precision == "fp32" else "bf16")
     tokenizer = SectionTokenizer.wrap(Tokenizer.from_file(str(folder / "tokenizer.json")), exported["pad_id"])
-    return Tagger(running, tokenizer, Decisions.from_json(read_facts(folder)), f"{engine} on cpu in {precision}")
+    return Tagger(running, tokenizer, decisions, f"{engine} on cpu in {precision}")
 
 
 def choose_engine(folder: Path, exported: dict[str, Any], wanted: str) -> str:

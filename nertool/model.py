@@ -170,12 +170,22 @@ def load_model(folder: Path) -> NerModel:
     Raises:
         NertoolError: If the folder is not such a model, or not all of its weights are there.
     """
-    from transformers import AutoModelForTokenClassification  # noqa: PLC0415
-
     facts = read_facts(folder)
     if not any(folder.glob("*.safetensors")):
         raise NertoolError(f"{folder} has no weights: model.safetensors is missing", "copy the whole model folder")
     hub_tokenizer = _load_hub_tokenizer(str(folder))
+    network = load_network(folder)
+    return NerModel(network, _wrap(hub_tokenizer, str(folder)), hub_tokenizer, Decisions.from_json(facts))
+
+
+def load_network(folder: Path) -> "PreTrainedModel":
+    """Loads the network alone, in fp32 and evaluation mode.
+
+    Raises:
+        NertoolError: If it can't be loaded, or not all of its weights are there.
+    """
+    from transformers import AutoModelForTokenClassification  # noqa: PLC0415
+
     with _loading(str(folder)):
         network, report = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
@@ -183,8 +193,8 @@ def load_model(folder: Path) -> NerModel:
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
         raise NertoolError(f"{folder}: the weights lack {len(missing)} tensors, such as {missing[0]}", "copy it again")
-    network.eval()
-    return NerModel(network, _wrap(hub_tokenizer, str(folder)), hub_tokenizer, Decisions.from_json(facts))
+    loaded: PreTrainedModel = network.eval()
+    return loaded
 
 
 def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:

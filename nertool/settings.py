@@ -176,6 +176,22 @@ class EvaluateSettings(_Part):
     bootstrap_seed: int = Field(42, ge=0, description="Seed of the resampling.")
 
 
+class ExportSettings(_Part):
+    """Writing a model for another engine, and judging it."""
+
+    max_f1_drop: Fraction = Field(
+        0.005, description="With `--eval`: the largest loss of strict micro F1 that an export may cost."
+    )
+    min_agreement: Fraction = Field(
+        0.97,
+        description="The least share of the original's and the export's decisions (a token is inside an entity of a "
+        "class) that must be equal, on the texts of `--parity`.",
+    )
+    parity_windows: int = Field(
+        400, ge=2, description="How many windows of those texts are looked at; half of them calibrate int8."
+    )
+
+
 class PredictSettings(_Part):
     """Running a model, in `predict` and `evaluate`; the batch size also when training scores the eval split."""
 
@@ -319,6 +335,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    export: ExportSettings = ExportSettings()
     predict: PredictSettings = PredictSettings()
     annotate: AnnotateSettings = AnnotateSettings()
     label_studio: LabelStudioSettings = LabelStudioSettings()

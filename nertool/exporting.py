@@ -1,0 +1,260 @@
+"""A trained model → a folder for another engine, verified before it may be called finished."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nertool.artefacts import NERTOOL_FILE, Decisions, file_digest, write_facts
+from nertool.console import say
+from nertool.documents import Section
+from nertool.engines import Floats, Longs, Tagger
+from nertool.errors import NertoolError
+from nertool.inference import Prepared, load_exported, prepare
+from nertool.kazu_export import write_kazu
+from nertool.labels import LabelScheme
+from nertool.model import NerModel, TorchEngine, load_network, save_model
+from nertool.onnx_export import linear_layers, to_fp16, to_int8, write_onnx
+from nertool.openvino_export import write_openvino
+from nertool.packing import pack_by_length, pad_ids
+from nertool.verification import Parity, compare, refer, tokens_per_second
+
+PRECISIONS = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "hf": ("fp32", "fp16", "bf16"),
+    "kazu": ("fp32",),
+}
+ENGINES = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
+# The largest difference of two logits that comes of another order of summing, not of another precision.
+_SAME = 1e-2
+_TOKENS_PER_BATCH = 8192
+_CPU = torch.device("cpu")
+_TOKENS_PER_CALIBRATION_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts by which an export is judged.
+
+    Args:
+        calibration: For int8: these show how large activations get, and which layers int8 hurts.
+        judged: The verdict is on these.
+    """
+
+    calibration: Prepared
+    judged: Prepared
+
+
+def share_out(sections: Sequence[Section], tagger: Tagger, windows: int) -> Texts:
+    """Takes about so many windows of some sections, evenly, half of them for calibration."""
+    chosen = list(islice(_evenly([section for section in sections if section.text.strip()]), 4 * windows))
+    prepared = prepare(chosen, tagger)
+    owner = np.searchsorted(prepared.tokens.section_bounds, prepared.windows.starts, side="right") - 1
+    count = int(owner[windows - 1]) + 1 if len(owner) > windows else len(chosen)
+    return Texts(prepare(chosen[:count:2], tagger), prepare(chosen[1:count:2] or chosen[:1], tagger))
+
+
+def _evenly(sections: list[Section]) -> Iterator[Section]:
+    """Gives all sections in an order in which each beginning is spread over the whole; always the same one."""
+    order = np.random.default_rng(0).permutation(len(sections))
+    return (sections[i] for i in order)
+
+
+def export(
+    model: NerModel,
+    folder: Path,
+    form: str,
+    precision: str,
+    texts: Texts,
+    least_agreement: float,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes an exported model into an empty folder, and compares its decisions with the original's.
+
+    Args:
+        model: The trained model, on the CPU.
+        folder: Gets the files.
+        form: `onnx`, `openvino`, `hf` or `kazu`.
+        precision: One of `PRECISIONS`.
+        texts: Texts by which it is judged, better not those that it was trained on.
+        least_agreement: The share of equal decisions below which the export fails, in [0, 1].
+        facts: What `nertool.json` should tell of the original.
+
+    Returns:
+        What `nertool.json` tells of the export: parity, layers kept in higher precision, speed, size.
+
+    Raises:
+        NertoolError: If the exported model decides otherwise too often.
+    """
+    original = model.tagger(_CPU, torch.float32)
+    judged = refer(original, texts.judged, _TOKENS_PER_BATCH)
+    exported: dict[str, Any] = {"format": form, "precision": precision, "pad_id": model.tokenizer.pad_id}
+    if form in ENGINES:
+        (folder / "tokenizer.json").write_text(model.tokenizer.backend.to_str(), encoding="utf-8")
+        exported |= _write_for_engine(model, folder, form, precision, texts, least_agreement)
+        taggers = {engine: load_exported(folder, exported, engine, model.decisions) for engine in ENGINES[form]}
+    else:
+        taggers = {"torch": _write_for_torch(model, folder, form, precision)}
+    found = {engine: compare(judged, tagger, _TOKENS_PER_BATCH) for engine, tagger in taggers.items()}
+    for engine, parity in found.items():
+        _judge(parity, engine, precision, least_agreement)
+    speeds = tokens_per_second({**taggers, "original": original}, texts.judged, _TOKENS_PER_BATCH)
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != NERTOOL_FILE]
+    exported |= {
+        "parity": {engine: parity.to_json() for engine, parity in found.items()},
+        "tokens_per_second": {engine: speed for engine, speed in speeds.items() if engine != "original"},
+        "tokens_per_second_of_original": speeds["original"],
+        "bytes": sum(path.stat().st_size for path in files),
+    }
+    digests = {path.name: file_digest(path) for path in files}
+    write_facts(folder, model.decisions, {**facts, "export": exported, "files": digests})
+    return exported
+
+
+def _judge(parity: Parity, engine: str, precision: str, least_agreement: float) -> None:
+    if precision == "fp32" and parity.largest_difference > _SAME:
+        raise NertoolError(
+            f"the export's logits in {engine} differ by up to {parity.largest_difference:.3f} from the original's",
+            "that is a defect of nertool or of an installed package; please report it with the model's config.json",
+        )
+    if parity.equal_decisions < least_agreement:
+        raise NertoolError(
+            f"the exported model agrees with the original on {parity.equal_decisions:.1%} of {parity.decisions:,} "
+            f"decisions, less than {least_agreement:.1%}",
+            "a higher --precision, or export.min_agreement if that is good enough for you",
+        )
+
+
+def _write_for_torch(model: NerModel, folder: Path, form: str, precision: str) -> Tagger:
+    if form == "kazu":
+        write_kazu(model, folder)
+        return _kazu_tagger(model, folder)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    network = type(model.network)(model.network.config)
+    network.load_state_dict(model.network.state_dict())
+    network.eval().to(dtype)
+    packed = replace(model, network=network)
+    save_model(packed, folder, {})
+    network.float()
+    return packed.tagger(_CPU, torch.float32)
+
+
+class _WithoutThresholds:
+    """Runs what was written for KAZU: takes the thresholds out of the logits again, and the channel `O` away."""
+
+    def __init__(self, network: Any, decisions: Decisions) -> None:
+        self._run = TorchEngine(network, _CPU, torch.float32)
+        self._cuts = np.log(np.divide(decisions.thresholds, np.subtract(1.0, decisions.thresholds)))
+
+    def __call__(self, ids: Longs, mask: Longs) -> Floats:
+        logits = self._run(ids, mask)[..., : len(self._cuts)]
+        found: Floats = (logits + self._cuts).astype(np.float32)
+        return found
+
+
+def _kazu_tagger(model: NerModel, folder: Path) -> Tagger:
+    """Loads what was written for KAZU as transformers does, to be compared with the original."""
+    scheme = LabelScheme(model.scheme.labels, begin=False)
+    decisions = replace(model.decisions, scheme=scheme)
+    return Tagger(_WithoutThresholds(load_network(folder), decisions), model.tokenizer, decisions, "torch")
+
+
+def _write_for_engine(
+    model: NerModel, folder: Path, form: str, precision: str, texts: Texts, least_agreement: float
+) -> dict[str, Any]:
+    """Writes the files of an engine; returns the model's file and the layers that are in higher precision."""
+    plain = folder / "plain.onnx"
+    if form == "onnx":
+        path = folder / "model.onnx"
+        write_onnx(model.network, plain)
+        layers = linear_layers(plain)
+    else:
+        path = folder / "model.xml"
+        layers = [name for name, part in model.network.named_modules() if isinstance(part, torch.nn.Linear)]
+    windows = calibration_batches(texts.calibration, model)
+
+    def write(keep: Sequence[str]) -> None:
+        if form == "openvino":
+            write_openvino(model.network, path, precision, windows, keep)
+        elif precision == "fp32":
+            plain.rename(path)
+        elif precision == "fp16":
+            to_fp16(plain, path)
+        else:
+            to_int8(plain, path, keep)
+
+    kept: list[str] = []
+    if precision == "int8":
+        reference = refer(model.tagger(_CPU, torch.float32), texts.calibration, _TOKENS_PER_BATCH)
+
+        def measure(keep: Sequence[str]) -> Parity:
+            write(keep)
+            exported = {"model": path.name, "precision": precision, "pad_id": model.tokenizer.pad_id}
+            tagger = load_exported(folder, exported, ENGINES[form][0], model.decisions)
+            return compare(reference, tagger, _TOKENS_PER_BATCH)
+
+        kept = _keep_what_hurts(layers, measure, least_agreement)
+    else:
+        write(kept)
+    plain.unlink(missing_ok=True)
+    return {"model": path.name, "kept": kept}
+
+
+def _keep_what_hurts(
+    layers: Sequence[str], measure: Callable[[Sequence[str]], Parity], least_agreement: float
+) -> list[str]:
+    """Finds as few layers as possible to keep in higher precision, so that an int8 model agrees with the original.
+
+    Layers are tried in groups, one for each place in a block (all queries, all feed-forward outputs, …): first how
+    far the logits are off if only that group is kept; then the best groups together, one more at a time, until the
+    decisions agree.
+
+    Args:
+        layers: The linear layers.
+        measure: Writes the model with some layers kept, and compares it with the original on the calibration texts.
+        least_agreement: The share of equal decisions to reach.
+
+    Returns:
+        The layers kept; the model is written so.
+    """
+    # A little more than is asked for, as other texts will be a little worse.
+    wanted = least_agreement + (1 - least_agreement) / 4
+    found = measure([])
+    if found.equal_decisions >= wanted:
+        return []
+    groups = layer_groups(layers)
+    say(f"int8 agrees on {found.equal_decisions:.1%} of the decisions; looking for layers that it hurts")
+    off = {name: measure(group).mean_difference for name, group in groups.items()}
+    kept: list[str] = []
+    for name in sorted(off, key=lambda name: off[name]):
+        kept += groups[name]
+        found = measure(kept)
+        say(f"  with {name} in higher precision: {found.equal_decisions:.1%}")
+        if found.equal_decisions >= wanted:
+            break
+    return kept
+
+
+def layer_groups(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Puts together the linear layers that stand at the same place of every block: their names but for the number."""
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        place = ".".join(part for part in layer.split(".") if not part.isdigit())
+        groups.setdefault(place, []).append(layer)
+    return groups
+
+
+def calibration_batches(prepared: Prepared, model: NerModel) -> list[tuple[Longs, Longs]]:
+    """Returns the windows of some texts as ids and masks, in batches of about one length."""
+    windows, ids = prepared.windows, prepared.tokens.ids
+    lengths = windows.lengths + model.tokenizer.special_tokens
+    batches = pack_by_length(lengths, np.argsort(-lengths, kind="stable"), _TOKENS_PER_CALIBRATION_BATCH)
+    return [
+        pad_ids([ids[windows.starts[i] : windows.ends[i]].astype(np.int64) for i in batch], model.tokenizer)
+        for batch in batches
+    ]
