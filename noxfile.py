@@ -88,7 +88,7 @@ def label_studio(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measurements: `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `gpu`; each tells what it wants."""
+    """Measurements: `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `gpu`; each tells what it wants."""
     if not session.posargs:
         session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")
     name, *arguments = session.posargs
@@ -100,10 +100,15 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def bench_kazu(session: nox.Session) -> None:
-    """Speed, size and F1 beside KAZU's own code: `-- TRAIN.PubTator TEST.PubTator [--json FILE] [--markdown FILE]`."""
+    """Speed, size and F1 beside KAZU's own code: `-- TRAIN.PubTator TEST.PubTator [--json FILE] [--markdown FILE]`.
+
+    `-- serving TEACHER STUDENT TEST.PubTator TEXTS`: exported models beside KAZU's step.
+    """
     session.install("kazu==2.4.0", "tensorboard", "torch<2.14")
     kazu = str(Path(session.bin) / "python")
-    session.run(HERE, "-m", "tests.bench.beside_kazu", *session.posargs, "--kazu", kazu, external=True)
+    serving = session.posargs[:1] == ["serving"]
+    what, arguments = ("serving", session.posargs[1:]) if serving else ("beside_kazu", session.posargs)
+    session.run(HERE, "-m", f"tests.bench.{what}", *arguments, "--kazu", kazu, external=True)
 
 
 @nox.session

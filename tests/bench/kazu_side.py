@@ -9,6 +9,7 @@ from kazu.pipeline import Pipeline
 from kazu.steps.ner.hf_token_classification import TransformersModelForTokenClassificationNerStep
 from kazu.steps.ner.tokenized_word_processor import TokenizedWordProcessor
 from kazu.training.config import TrainingConfig
+from kazu.training.modelling_utils import get_label_list_from_model
 from kazu.training.train_multilabel_ner import (
     KazuMultiHotNerMultiLabelTrainingDataset,
     ModelSaver,
@@ -84,15 +85,27 @@ def validate():
     return measured(lambda: trained["trainer"].evaluate_model(trained["model"], 1, save_model=False) or {})
 
 
+def load(path):
+    """Loads what `nertool export --format kazu` wrote."""
+    trained["step"] = make_step(path, get_label_list_from_model(Path(path) / "config.json"))
+    return {}
+
+
+def make_step(path, labels):
+    return TransformersModelForTokenClassificationNerStep(
+        path=str(path), batch_size=16, stride=64, max_sequence_length=512, device="cpu",
+        tokenized_word_processor=TokenizedWordProcessor(labels=labels, use_multilabel=True),
+    )  # fmt: skip
+
+
 def infer(folder, output):
     """Predicts documents that are in memory, with a model that is loaded; writes them afterwards."""
-    trainer = trained["trainer"]
-    saved = fresh("model")
-    ModelSaver.save_model(trainer.train_dataset.model_tokenizer, trained["model"], saved)
-    step = TransformersModelForTokenClassificationNerStep(
-        path=str(saved), batch_size=16, stride=64, max_sequence_length=512, device="cpu",
-        tokenized_word_processor=TokenizedWordProcessor(labels=trainer.label_list, use_multilabel=True),
-    )  # fmt: skip
+    if "trainer" in trained:
+        trainer = trained["trainer"]
+        saved = fresh("model")
+        ModelSaver.save_model(trainer.train_dataset.model_tokenizer, trained["model"], saved)
+        trained["step"] = make_step(saved, trainer.label_list)
+    step = trained["step"]
     found = documents(folder)
     for document in found:
         for section in document.sections:
@@ -113,5 +126,5 @@ def score(gold, predicted, labels):
     return measured(lambda: {"mean_f1": calculate_metrics(0.0, found, [*labels, ENTITY_OUTSIDE_SYMBOL])[0]["mean_f1"]})
 
 
-serve(cache=cache, train=train, validate=validate, infer=infer, score=score)
+serve(cache=cache, train=train, validate=validate, load=load, infer=infer, score=score)
 shutil.rmtree(FOLDER)

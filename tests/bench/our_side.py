@@ -23,7 +23,7 @@ from nertool.commands.cache import run_cache
 from nertool.devices import choose_precision, keep_freed_memory, seed_everything
 from nertool.formats import ReadReport, read_documents
 from nertool.formats.kazu import KazuWriter
-from nertool.inference import predict_documents
+from nertool.inference import load_tagger, predict_documents
 from nertool.labels import make_scheme
 from nertool.losses import binary_cross_entropy
 from nertool.matching import SectionPair
@@ -99,6 +99,13 @@ def validate():
     return measured(work)
 
 
+def load(path):
+    """Loads a model, trained or exported."""
+    settings = Settings()
+    trained.update(tagger=load_tagger(Path(path), settings.predict), settings=settings)
+    return {"runs_on": trained["tagger"].runs_on}
+
+
 def infer(folder, output):
     """Predicts documents that are in memory, with a model that is loaded; writes them afterwards."""
     found = []
@@ -137,5 +144,5 @@ def score(gold, predicted, labels, scheme="kazu"):
     return measured(work)
 
 
-serve(cache=cache, train=train, validate=validate, infer=infer, score=score)
+serve(cache=cache, train=train, validate=validate, load=load, infer=infer, score=score)
 shutil.rmtree(FOLDER)
