@@ -88,7 +88,10 @@ def label_studio(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measurements: `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `gpu`; each tells what it wants."""
+    """Measurements; each tells what it wants.
+
+    `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `gpu`.
+    """
     if not session.posargs:
         session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")
     name, *arguments = session.posargs

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from nertool import __version__
 from nertool.errors import NertoolError
 from nertool.files import read_json, write_json
@@ -34,6 +37,12 @@ class Decisions:
     windows: WindowSettings
     thresholds: tuple[float, ...]
     switch_cost: float
+
+    @property
+    def logit_thresholds(self) -> npt.NDArray[np.float64]:
+        """The logits of the thresholds, `(labels,)`."""
+        cuts: npt.NDArray[np.float64] = np.log(np.divide(self.thresholds, np.subtract(1.0, self.thresholds)))
+        return cuts
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as it is kept in `nertool.json`."""

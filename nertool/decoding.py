@@ -68,7 +68,7 @@ def decode(
     ends = np.maximum.reduceat(np.where(solid[:, 0], tokens.ends, 0), firsts).astype(np.int64)
     sections = np.searchsorted(tokens.section_bounds, firsts, side="right") - 1
     new_section = np.append(True, sections[1:] != sections[:-1])
-    after_space = new_section | np.append(True, starts[1:] > ends[:-1])
+    after_space = new_section | np.append(True, (starts[1:] > ends[:-1]) | (sizes[:-1, 0] == 0))
     cut = np.log(np.divide(thresholds, np.subtract(1.0, thresholds)))
     inside = _best_sequences((words - cut).astype(np.float32), after_space, switch_cost)
     fresh = new_section[:, None]  # nothing continues across sections

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from nertool.artefacts import NERTOOL_FILE, Decisions, file_digest, write_facts
+from nertool.artefacts import NERTOOL_FILE, file_digest, write_facts
 from nertool.console import say
 from nertool.documents import Section
-from nertool.engines import Floats, Longs, Tagger
+from nertool.engines import Longs, Tagger
 from nertool.errors import NertoolError
 from nertool.inference import Prepared, load_exported, prepare
 from nertool.kazu_export import write_kazu
-from nertool.labels import LabelScheme
-from nertool.model import NerModel, TorchEngine, load_network, save_model
+from nertool.model import NerModel, kazu_tagger, save_model
 from nertool.onnx_export import linear_layers, to_fp16, to_int8, write_onnx
 from nertool.openvino_export import write_openvino
 from nertool.packing import pack_by_length, pad_ids
@@ -104,7 +103,8 @@ def export(
     for engine, parity in found.items():
         _judge(parity, engine, precision, least_agreement)
     speeds = tokens_per_second({**taggers, "original": original}, texts.judged, _TOKENS_PER_BATCH)
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != NERTOOL_FILE]
+    # People change the settings of KAZU's step.
+    files = [path for path in sorted(folder.iterdir()) if path.name != NERTOOL_FILE and path.suffix != ".yaml"]
     exported |= {
         "parity": {engine: parity.to_json() for engine, parity in found.items()},
         "tokens_per_second": {engine: speed for engine, speed in speeds.items() if engine != "original"},
@@ -133,7 +133,7 @@ def _judge(parity: Parity, engine: str, precision: str, least_agreement: float) 
 def _write_for_torch(model: NerModel, folder: Path, form: str, precision: str) -> Tagger:
     if form == "kazu":
         write_kazu(model, folder)
-        return _kazu_tagger(model, folder)
+        return kazu_tagger(folder, model.tokenizer, model.decisions, _CPU, torch.float32)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     network = type(model.network)(model.network.config)
     network.load_state_dict(model.network.state_dict())
@@ -142,26 +142,6 @@ def _write_for_torch(model: NerModel, folder: Path, form: str, precision: str) -
     save_model(packed, folder, {})
     network.float()
     return packed.tagger(_CPU, torch.float32)
-
-
-class _WithoutThresholds:
-    """Runs what was written for KAZU: takes the thresholds out of the logits again, and the channel `O` away."""
-
-    def __init__(self, network: Any, decisions: Decisions) -> None:
-        self._run = TorchEngine(network, _CPU, torch.float32)
-        self._cuts = np.log(np.divide(decisions.thresholds, np.subtract(1.0, decisions.thresholds)))
-
-    def __call__(self, ids: Longs, mask: Longs) -> Floats:
-        logits = self._run(ids, mask)[..., : len(self._cuts)]
-        found: Floats = (logits + self._cuts).astype(np.float32)
-        return found
-
-
-def _kazu_tagger(model: NerModel, folder: Path) -> Tagger:
-    """Loads what was written for KAZU as transformers does, to be compared with the original."""
-    scheme = LabelScheme(model.scheme.labels, begin=False)
-    decisions = replace(model.decisions, scheme=scheme)
-    return Tagger(_WithoutThresholds(load_network(folder), decisions), model.tokenizer, decisions, "torch")
 
 
 def _write_for_engine(

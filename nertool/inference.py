@@ -36,9 +36,12 @@ def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
                 f"{folder} can't be run by {settings.engine}", "export it first: nertool export --format onnx|openvino"
             )
         from nertool.devices import choose_device, choose_precision  # noqa: PLC0415 (torch)
-        from nertool.model import load_model  # noqa: PLC0415
+        from nertool.model import kazu_tagger, load_model, load_tokenizer  # noqa: PLC0415
 
         device = choose_device(settings.device)
+        if exported is not None and exported["format"] == "kazu":
+            precision = choose_precision(settings.precision, device)
+            return kazu_tagger(folder, load_tokenizer(str(folder)), Decisions.from_json(facts), device, precision)
         model = load_model(folder)
         model.to(device)
         return model.tagger(device, choose_precision(settings.precision, device))

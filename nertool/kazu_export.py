@@ -8,7 +8,6 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 import torch
 
@@ -87,8 +86,7 @@ def network_for_kazu(network: "PreTrainedModel", decisions: Decisions) -> "PreTr
     old = network.get_submodule("classifier")
     if not isinstance(old, torch.nn.Linear):
         raise TypeError(f"{type(network).__name__} has no linear output layer")  # `new_model` refuses such a one
-    thresholds = np.asarray(decisions.thresholds)
-    cut = torch.from_numpy(np.log(thresholds / (1 - thresholds))).to(old.bias.device)
+    cut = torch.from_numpy(decisions.logit_thresholds).to(old.bias.device)
     new = torch.nn.Linear(old.in_features, count + 1, device=old.weight.device, dtype=old.weight.dtype)
     with torch.no_grad():
         new.weight.zero_()

@@ -8,7 +8,7 @@ import numpy as np
 from nertool.decoding import decode
 from nertool.errors import NertoolError
 from nertool.labels import LabelScheme
-from nertool.windows import Longs, Tokens, _trim, _word_starts
+from nertool.windows import tokens_from_offsets
 
 if TYPE_CHECKING:
     from nertool.decoding import Floats
@@ -96,7 +96,9 @@ class NertoolWordProcessor:
         if not solid.any():
             return []
         shares = np.concatenate([np.asarray(word.token_confidences) for word in words])[solid]
-        tokens = _tokens(text, offsets[solid])
+        count = int(solid.sum())
+        no_ids, bounds = np.zeros(count, np.int32), np.array([0, count], np.int64)
+        tokens = tokens_from_offsets([text], no_ids, offsets[solid], bounds)
         thresholds = (0.5,) * len(self._scheme.labels)  # the model's own are in its bias
         found = decode(self._logits(shares), tokens, self._scheme, thresholds, self._switch_cost)
         labels = [self._scheme.labels[label] for label in found.label.tolist()]
@@ -107,19 +109,3 @@ class NertoolWordProcessor:
         logs = np.log(np.maximum(shares, _LEAST).astype(np.float64))
         logits: Floats = (np.delete(logs, self._outside, 1) - logs[:, [self._outside]]).astype(np.float32)
         return logits
-
-
-def _tokens(text: str, offsets: Longs) -> Tokens:
-    """Returns a section's tokens with the words that nertool sees in it.
-
-    Args:
-        text: The section.
-        offsets: First character of each token and one past the last, `(tokens, 2)`.
-    """
-    codes = np.frombuffer(f"\n{text}\n".encode("utf-32-le", "surrogatepass"), np.uint32)
-    starts, ends = _trim(codes, offsets + 1)
-    word_starts = _word_starts(codes, starts, ends)
-    word_starts[0] = True
-    bounds = np.array([0, len(offsets)], np.int64)
-    ids = np.zeros(len(offsets), np.int32)  # nobody asks for them
-    return Tokens(ids, (starts - 1).astype(np.int32), (ends - 1).astype(np.int32), word_starts, bounds)

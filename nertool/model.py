@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 import torch
 
@@ -19,6 +20,7 @@ from nertool.settings import ModelSettings, WindowSettings
 from nertool.windows import SectionTokenizer
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from nertool.engines import Floats, Longs
@@ -56,8 +58,8 @@ class NerModel:
 
     def tagger(self, device: torch.device, precision: torch.dtype) -> Tagger:
         """Returns what predicts with this network, which is on the device already; it follows further training."""
-        runs_on = f"torch on {device.type} in {str(precision).removeprefix('torch.')}"
-        return Tagger(TorchEngine(self.network, device, precision), self.tokenizer, self.decisions, runs_on)
+        engine = TorchEngine(self.network, device, precision)
+        return Tagger(engine, self.tokenizer, self.decisions, _runs_on(device, precision))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,41 @@ class TorchEngine:
         finally:
             self.network.train(was_training)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _KazuEngine:
+    """Runs what was exported for KAZU: takes the thresholds out of the logits again, and the channel `O` away."""
+
+    engine: TorchEngine
+    cuts: "npt.NDArray[np.float64]"
+
+    def __call__(self, ids: "Longs", mask: "Longs") -> "Floats":
+        found: Floats = (self.engine(ids, mask)[..., : len(self.cuts)] + self.cuts).astype(np.float32)
+        return found
+
+
+def kazu_tagger(
+    folder: Path, tokenizer: SectionTokenizer, decisions: Decisions, device: torch.device, precision: torch.dtype
+) -> Tagger:
+    """Returns what predicts with a model that was exported for KAZU, which has no begin channels.
+
+    Args:
+        folder: The model.
+        tokenizer: The original's; the one in the folder shows blanks otherwise.
+        decisions: What the original's logits mean.
+        device: Where to run it.
+        precision: The autocast precision.
+    """
+    network = load_network(folder)
+    network.to(device)  # type: ignore[arg-type]
+    engine = _KazuEngine(TorchEngine(network, device, precision), decisions.logit_thresholds)
+    scheme = LabelScheme(decisions.scheme.labels, begin=False)
+    return Tagger(engine, tokenizer, replace(decisions, scheme=scheme), _runs_on(device, precision))
+
+
+def _runs_on(device: torch.device, precision: torch.dtype) -> str:
+    return f"torch on {device.type} in {str(precision).removeprefix('torch.')}"
 
 
 def backbone_path(name: str) -> str:

@@ -88,8 +88,7 @@ def parity(
     exported_entities: Sequence[Sequence[Entity]],
 ) -> Parity:
     """Compares the logits of the same tokens, `(tokens, labels)`, and the entities of the same sections."""
-    cut = np.log(np.divide(decisions.thresholds, np.subtract(1.0, decisions.thresholds)))
-    first, second = original >= cut, exported >= cut
+    first, second = original >= decisions.logit_thresholds, exported >= decisions.logit_thresholds
     either = int((first | second).sum())
     sides = [
         {(number, one.label, one.spans) for number, found in enumerate(entities) for one in found}

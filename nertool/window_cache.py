@@ -25,7 +25,7 @@ from nertool.settings import WindowSettings
 from nertool.windows import SectionTokenizer
 
 CACHE_FILE = "cache.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WINDOW_DTYPE = np.dtype([("start", "<i8"), ("length", "<u4"), ("owned_start", "<u4"), ("owned_length", "<u4")])
 
 

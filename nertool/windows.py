@@ -171,13 +171,24 @@ def _tokenize(backend: "Tokenizer", texts: list[str]) -> Tokens:
         nothing = np.zeros(0, np.int32)
         return Tokens(nothing, nothing, nothing, np.zeros(0, np.bool_), bounds)
     offsets = chain.from_iterable(chain.from_iterable([encoding.offsets for encoding in encodings]))
-    table = np.fromiter(offsets, np.int64, 2 * len(ids)).reshape(-1, 2)
+    return tokens_from_offsets(texts, ids, np.fromiter(offsets, np.int64, 2 * len(ids)).reshape(-1, 2), bounds)
+
+
+def tokens_from_offsets(texts: Sequence[str], ids: Ints, offsets: Longs, bounds: Longs) -> Tokens:
+    """Finds the words of sections that are tokenised already, by whatever tokenizer.
+
+    Args:
+        texts: The sections.
+        ids: Token ids, `(tokens,)`, at least one.
+        offsets: First character of each token in its section and one past the last, `(tokens, 2)`.
+        bounds: As `Tokens.section_bounds`.
+    """
     # All sections side by side with a line break between, so that each step is one operation for all of them.
     codes = np.frombuffer("\n".join(["", *texts, ""]).encode("utf-32-le", "surrogatepass"), np.uint32)
     shifts = np.zeros(len(texts), np.int64)
     np.cumsum([len(text) + 1 for text in texts[:-1]], out=shifts[1:])
     shift_of_token = np.repeat(shifts + 1, np.diff(bounds))
-    starts, ends = _trim(codes, table + shift_of_token[:, None])
+    starts, ends = _trim(codes, offsets + shift_of_token[:, None])
     word_starts = _word_starts(codes, starts, ends)
     word_starts[bounds[:-1][np.diff(bounds) > 0]] = True
     return Tokens(
@@ -242,7 +253,9 @@ def _word_starts(codes: npt.NDArray[np.uint32], starts: Longs, ends: Longs) -> B
     """
     in_word = _is_in_word(codes)
     result: Bools = ~(in_word[starts - 1] & in_word[starts])
-    result[1:] &= (starts[1:] != starts[:-1]) & (ends[1:] > starts[1:])
+    # Some tokenizers (RoBERTa's) give a blank alone the place of the character after it.
+    piece = (starts[1:] == starts[:-1]) & (ends[:-1] > starts[:-1])
+    result[1:] &= ~piece & (ends[1:] > starts[1:])
     return result
 
 

@@ -216,6 +216,23 @@ def test_openvino_and_hugging_face(trained: Path) -> None:
     assert sizes["hf-fp16"] < sizes["hf-fp32"]
 
 
+def test_what_is_exported_for_kazu_predicts_like_the_original(trained: Path) -> None:
+    """But for begin channels, which KAZU has no use for; thresholds are in its bias, and must not count twice."""
+    shutil.copytree(trained / "run/model", "original")
+    facts = json.loads(Path("original/nertool.json").read_bytes())
+    facts["thresholds"] = {"disease": 0.9, "drug": 0.2, "gene": 0.6, "organ": 0.5}
+    Path("original/nertool.json").write_text(json.dumps(facts))
+    report = json.loads(
+        succeed("export", "original", "kazu", "--format", "kazu", "--parity", trained / "eval", "--json").stdout
+    )
+    assert report["parity"]["torch"]["equal_decisions"] == 1
+    with Path("kazu/kazu_step.yaml").open("a") as file:
+        file.write("# changed\n")
+    scored = [json.loads(succeed("evaluate", name, trained / "eval", "--json").stdout) for name in ("original", "kazu")]
+    assert scored[0]["micro_f1"] == scored[1]["micro_f1"] > 0.8
+    np.testing.assert_allclose(logits_of(Path("kazu")), logits_of(Path("original"))[:, :4], atol=1e-4)
+
+
 def test_fp16_onnx(trained: Path) -> None:
     succeed(
         "export", trained / "run/model", "half", "--format", "onnx", "--precision", "fp16", "--parity", trained / "eval"

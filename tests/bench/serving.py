@@ -49,13 +49,10 @@ def main():
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         documents = [record.document for record in read_pubtator(arguments.test) if record.document]
         test = write(folder / "test", documents)
-        rows = {
-            name: {
-                **export(models[model], folder / name, form, precision, test, arguments.texts),
-                "path": folder / name,
-            }
-            for name, (model, form, precision) in VARIANTS.items()
-        }
+        rows = {}
+        for name, (model, form, precision) in VARIANTS.items():
+            path = folder / name
+            rows[name] = {**export(models[model], path, form, precision, test, arguments.texts), "path": path}
         for model, path in models.items():
             size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
             f1 = next(row["f1"]["original"] for name, row in rows.items() if name.startswith(model) and "f1" in row)
@@ -83,13 +80,9 @@ def main():
 
 def export(model, output, form, precision, test, texts):
     """Exports a model; what the gates say counts, and a refusal is a result, too."""
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "nertool", "export", str(model), str(output), "--format", form, "--precision", precision,
-            "--eval", str(test), "--parity", str(texts), "--json",
-        ],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    choice = ["--format", form, "--precision", precision, "--eval", str(test), "--parity", str(texts), "--json"]
+    command = [sys.executable, "-m", "nertool", "export", str(model), str(output), *choice]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(f"exported {output.name}", file=sys.stderr, flush=True)
     return json.loads(done.stdout) if done.returncode == 0 else {"refused": done.stderr.strip().splitlines()[-2:]}
 
@@ -128,9 +121,9 @@ def table(result):
         parity = next(iter(row["parity"].values()))["equal_decisions"] if "parity" in row else None
         agrees = "–" if parity is None else f"{parity:.2%}"
         speed = row["tokens_per_cpu_second"]
-        name = name if "torch" not in name else f"{name.split(',')[0]}, {row['runs_on'].replace(' on cpu in ', ' ')}"
+        shown = name if "torch" not in name else f"{name.split(',')[0]}, {row['runs_on'].replace(' on cpu in ', ' ')}"
         lines.append(
-            f"| {name} | {row['bytes'] / 1e6:.1f} | {row['f1']['export']:.4f} | {agrees} | {speed:,.0f} "
+            f"| {shown} | {row['bytes'] / 1e6:.1f} | {row['f1']['export']:.4f} | {agrees} | {speed:,.0f} "
             f"| {speed / kazu:.1f} |"
         )
     machine = result["machine"]
