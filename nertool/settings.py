@@ -153,11 +153,16 @@ class DistillSettings(_Part):
     student_layers: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Instead of a backbone: a student of so many of the teacher's layers, evenly chosen."
     )
+    student_intermediate_size: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="With `student_layers`: units of the student's feed-forward layers, the most important ones of the "
+        "teacher's. Unset: all.",
+    )
     hard_weight: Fraction = Field(
         0.5, description="Share of the gold entities in the loss, where they are known; the rest is the teacher's."
     )
     temperature: float = Field(
-        1.0, ge=1.0, description="Divides the logits of both before they are compared; above 1, doubts count more."
+        2.0, ge=1.0, description="Divides the logits of both before they are compared; above 1, doubts count more."
     )
     hidden_weight: float = Field(
         0.0, ge=0.0,

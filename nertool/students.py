@@ -35,16 +35,20 @@ def student_of_backbone(teacher: NerModel, settings: ModelSettings) -> NerModel:
     return NerModel(student.network, teacher.tokenizer, teacher.hub_tokenizer, teacher.decisions)
 
 
-def student_of_layers(teacher: NerModel, count: int, settings: ModelSettings) -> NerModel:
+def student_of_layers(
+    teacher: NerModel, count: int, settings: ModelSettings, intermediate_size: int | None = None
+) -> NerModel:
     """Makes a student of some of the teacher's layers, evenly chosen, the last one included; the rest is copied whole.
 
     Args:
         teacher: The teacher.
         count: How many layers.
         settings: The dropout.
+        intermediate_size: How many units of each feed-forward layer to keep, those with the largest product of the
+            norms of what goes in and what goes out. None: all.
 
     Raises:
-        NertoolError: If the teacher has no more layers than that.
+        NertoolError: If the teacher has no more layers or units than that.
 
     Source: Sanh et al. 2019, DistilBERT, section 2: a student that begins with every second layer of its teacher.
     """
@@ -60,6 +64,16 @@ def student_of_layers(teacher: NerModel, count: int, settings: ModelSettings) ->
     if getattr(config, "layer_types", None):  # ModernBERT looks near in some layers and far in others
         config.layer_types = [config.layer_types[i] for i in chosen]
     set_dropout(config, settings)
+    units_key = "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim"
+    units: int = getattr(config, units_key)
+    if intermediate_size is not None:
+        if intermediate_size >= units:
+            raise NertoolError(
+                f"distill.student_intermediate_size is {intermediate_size}: the teacher has {units}", "choose fewer"
+            )
+        setattr(
+            config, "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim", intermediate_size
+        )
     network: PreTrainedModel = type(teacher.network)(config)
     new_number = {old: new for new, old in enumerate(chosen)}
     weights = {}
@@ -69,6 +83,9 @@ def student_of_layers(teacher: NerModel, count: int, settings: ModelSettings) ->
             weights[key] = tensor
         elif int(match[1]) in new_number:
             weights[f"{name}.{new_number[int(match[1])]}.{match[2]}"] = tensor
+    if intermediate_size is not None:
+        of_layers = {key: tensor for key, tensor in weights.items() if key.startswith(f"{name}.")}
+        weights |= _with_fewer_units(of_layers, units, intermediate_size)
     network.load_state_dict(weights)
     return NerModel(network, teacher.tokenizer, teacher.hub_tokenizer, teacher.decisions)
 
@@ -84,6 +101,34 @@ def chosen_layers(total: int, count: int, *, keep_first: bool = False) -> list[i
     if keep_first:
         return [0, *(layer + 1 for layer in chosen_layers(total - 1, count - 1))]
     return [(i + 1) * total // count - 1 for i in range(count)]
+
+
+def _with_fewer_units(weights: dict[str, Tensor], units: int, kept: int) -> dict[str, Tensor]:
+    """Returns the weights of layers with only the most important units of their feed-forward parts.
+
+    Such a part is a matrix `(units, hidden)`, or `(2 · units, hidden)` where the second half are gates, and the one after
+    it, `(hidden, units)`.
+    """
+    result = dict(weights)
+    pending: tuple[str, Tensor] | None = None
+    for name, tensor in weights.items():
+        if tensor.ndim != 2 or units not in (*tensor.shape, tensor.shape[0] // 2):
+            continue
+        if tensor.shape[1] != units:  # the first matrix; its bias and the second one follow
+            pending = (name, tensor)
+            continue
+        assert pending is not None
+        first, into = pending
+        halves = into.reshape(-1, units, into.shape[1])
+        importance = halves.norm(dim=2).prod(dim=0) * tensor.norm(dim=0)
+        best = importance.topk(kept).indices.sort().values
+        result[first] = halves[:, best].reshape(-1, into.shape[1])
+        result[name] = tensor[:, best]
+        bias = first.removesuffix("weight") + "bias"
+        if bias in weights:
+            result[bias] = weights[bias].reshape(-1, units)[:, best].reshape(-1)
+        pending = None
+    return result
 
 
 def _stack(network: torch.nn.Module, total: int) -> tuple[str, torch.nn.ModuleList]:

@@ -81,6 +81,24 @@ def test_a_student_needs_fewer_layers_than_its_teacher(teacher: NerModel) -> Non
             student_of_layers(teacher, count, ModelSettings())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_narrower_student_is_its_teacher_without_the_least_important_units(tmp_path: Path, family: str) -> None:
+    """The oracle: units that do nothing (what goes out of them is 0) are the ones that are left out."""
+    model = new_model(ModelSettings(name=str(make_family(tmp_path / "b", family))), WINDOWS, make_scheme(LABELS))
+    dead = torch.arange(0, 64, 2)
+    with torch.no_grad():
+        for part in model.network.modules():
+            if isinstance(part, torch.nn.Linear) and part.in_features == 64:
+                part.weight[:, dead] = 0
+    shallow = student_of_layers(model, 1, ModelSettings())
+    narrow = student_of_layers(model, 1, ModelSettings(), intermediate_size=32)
+    ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(run(narrow.network, ids), run(shallow.network, ids))
+    assert sum(p.numel() for p in narrow.network.parameters()) < sum(p.numel() for p in shallow.network.parameters())
+    with pytest.raises(NertoolError, match="the teacher has 64"):
+        student_of_layers(model, 1, ModelSettings(), intermediate_size=64)
+
+
 def test_a_backbone_with_other_tokens_is_no_student(tmp_path: Path, teacher: NerModel) -> None:
     small = make_backbone(tmp_path / "small", layers=1)
     student = student_of_backbone(teacher, ModelSettings(name=str(small)))

@@ -279,7 +279,10 @@ def make_student(teacher: "NerModel", settings: "Settings") -> "NerModel":
     from nertool.students import student_of_backbone, student_of_layers
 
     if settings.distill.student_layers is not None:
-        return student_of_layers(teacher, settings.distill.student_layers, settings.model)
+        wanted = settings.distill
+        return student_of_layers(
+            teacher, settings.distill.student_layers, settings.model, wanted.student_intermediate_size
+        )
     return student_of_backbone(teacher, settings.model.model_copy(update={"name": settings.distill.student}))
 
 
