@@ -71,9 +71,7 @@ def student_of_layers(
             raise NertoolError(
                 f"distill.student_intermediate_size is {intermediate_size}: the teacher has {units}", "choose fewer"
             )
-        setattr(
-            config, "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim", intermediate_size
-        )
+        setattr(config, units_key, intermediate_size)
     network: PreTrainedModel = type(teacher.network)(config)
     new_number = {old: new for new, old in enumerate(chosen)}
     weights = {}
@@ -106,8 +104,8 @@ def chosen_layers(total: int, count: int, *, keep_first: bool = False) -> list[i
 def _with_fewer_units(weights: dict[str, Tensor], units: int, kept: int) -> dict[str, Tensor]:
     """Returns the weights of layers with only the most important units of their feed-forward parts.
 
-    Such a part is a matrix `(units, hidden)`, or `(2 · units, hidden)` where the second half are gates, and the one after
-    it, `(hidden, units)`.
+    Such a part is a matrix `(units, hidden)`, or `(2 · units, hidden)` where the second half are gates, and the one
+    after it, `(hidden, units)`.
     """
     result = dict(weights)
     pending: tuple[str, Tensor] | None = None
