@@ -90,7 +90,7 @@ def label_studio(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measurements; each tells what it wants.
 
-    `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `gpu`.
+    `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `sizes`, `gpu`.
     """
     if not session.posargs:
         session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")
@@ -112,6 +112,19 @@ def bench_kazu(session: nox.Session) -> None:
     serving = session.posargs[:1] == ["serving"]
     what, arguments = ("serving", session.posargs[1:]) if serving else ("beside_kazu", session.posargs)
     session.run(HERE, "-m", f"tests.bench.{what}", *arguments, "--kazu", kazu, external=True)
+
+
+@nox.session
+def torch_free(session: nox.Session) -> None:
+    """An exported model where there is no torch: `-- FOLDER`, made by `nertool export --format onnx`."""
+    if not session.posargs:
+        session.error("name an exported model: nox -s torch_free -- packed")
+    session.install("--no-deps", ".")
+    session.install(
+        "filelock", "numpy", "onnxruntime", "orjson", "pydantic-settings", "rich", "tokenizers", "typer", "zstandard"
+    )
+    for _ in range(3):
+        session.run("python", "tests/bench/cold_start.py", *session.posargs)
 
 
 @nox.session
