@@ -4,6 +4,7 @@ Sessions without a virtual environment of their own use the one that nox runs in
 torch is installed once. Those that need other packages than that one has make their own.
 """
 
+import os
 import sys
 import tomllib
 import zipfile
@@ -43,7 +44,8 @@ def imports(session: nox.Session) -> None:
 @nox.session(venv_backend=IN_PLACE)
 def tests(session: nox.Session) -> None:
     """The tests that take seconds; `nox -s tests -- -k name` chooses among them."""
-    session.run(HERE, "-m", "pytest", *session.posargs)
+    workers = str(min(4, os.cpu_count() or 1))  # each loads torch, so more would cost more memory than they save time
+    session.run(HERE, "-m", "pytest", "-n", workers, *session.posargs)
 
 
 @nox.session(venv_backend=IN_PLACE)

@@ -51,7 +51,7 @@ def test_settings_that_the_pages_name_exist() -> None:
     sections = "|".join(Settings.model_fields)
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for name in re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_]+)(?:=[^`]*)?`", page.read_text(encoding="utf-8")):
-            assert name in NAMES or name.endswith((".bin", ".json", ".safetensors")), f"{page}: {name}"
+            assert name in NAMES or name.endswith((".bin", ".json", ".onnx", ".safetensors", ".xml")), f"{page}: {name}"
 
 
 def test_set_values_in_the_pages_are_valid() -> None:
