@@ -99,6 +99,7 @@ def export(
         taggers = {engine: load_exported(folder, exported, engine, model.decisions) for engine in ENGINES[form]}
     else:
         taggers = {"torch": _write_for_torch(model, folder, form, precision)}
+    say("comparing it with the original")
     found = {engine: compare(judged, tagger, _TOKENS_PER_BATCH) for engine, tagger in taggers.items()}
     for engine, parity in found.items():
         _judge(parity, engine, precision, least_agreement)

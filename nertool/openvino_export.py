@@ -1,10 +1,11 @@
 """Networks → OpenVINO models in fp32, bf16 and int8. The only module that writes them."""
 
+import io
 import logging
 import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # NNCF draws its progress there
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -13,6 +13,8 @@ from nertool.windows import Tokens
 CANDIDATES = tuple(float(p) for p in 1 / (1 + np.exp(-np.arange(-3.0, 3.01, 0.25))))
 # Below that, the best threshold for the entities at hand says little about others.
 LEAST_ENTITIES = 20
+# Smaller gains on the documents at hand come of chance more often than not.
+LEAST_GAIN = 0.005
 
 
 def tune_thresholds(
@@ -21,7 +23,7 @@ def tune_thresholds(
     """Chooses for each class the threshold with the best strict F1.
 
     Classes are decoded apart, so each is tuned alone. The F1 of a threshold is averaged with its neighbours', so that
-    not a lucky one wins; a class with few gold entities, or that gains nothing, keeps its threshold.
+    not a lucky one wins; a class with few gold entities, or that gains little, keeps its threshold.
 
     Args:
         logits: `(tokens, channels)` float32.
@@ -53,7 +55,7 @@ def tune_thresholds(
     chosen = []
     for label, present in enumerate(decisions.thresholds):
         best = int(smooth[:, label].argmax())
-        gains = scores[best, label] > scores[-1, label]
+        gains = smooth[best, label] >= scores[-1, label] + LEAST_GAIN
         enough = len(gold[label]) >= LEAST_ENTITIES
         chosen.append(round(CANDIDATES[best], 4) if gains and enough else present)
     return tuple(chosen)
