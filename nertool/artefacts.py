@@ -107,8 +107,16 @@ def change_thresholds(folder: Path, thresholds: Sequence[float], how: dict[str, 
         folder: The model.
         thresholds: One for each of its classes.
         how: Where they come from, for people who read the file.
+
+    Raises:
+        NertoolError: If the model was exported for KAZU, which has the thresholds in its weights.
     """
     facts = read_facts(folder)
+    if facts.get("export", {}).get("format") == "kazu":
+        raise NertoolError(
+            f"the thresholds of {folder} are in its weights, as KAZU wants them",
+            "tune the original, and export it again",
+        )
     labels = facts["scheme"]["labels"]
     facts |= {"format": FORMAT_VERSION, "thresholds": dict(zip(labels, thresholds, strict=True)), "tuned": how}
     facts.pop("threshold", None)

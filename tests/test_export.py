@@ -231,6 +231,7 @@ def test_what_is_exported_for_kazu_predicts_like_the_original(trained: Path) -> 
     scored = [json.loads(succeed("evaluate", name, trained / "eval", "--json").stdout) for name in ("original", "kazu")]
     assert scored[0]["micro_f1"] == scored[1]["micro_f1"] > 0.8
     np.testing.assert_allclose(logits_of(Path("kazu")), logits_of(Path("original"))[:, :4], atol=1e-4)
+    assert "are in its weights" in refuse("evaluate", "kazu", trained / "eval", "--tune-thresholds")
 
 
 def test_fp16_onnx(trained: Path) -> None:
