@@ -1,6 +1,7 @@
 """What KAZU 2.4.0 does in the comparison: its own dataset, trainer, inference step and scorer."""
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -85,9 +86,15 @@ def validate():
     return measured(lambda: trained["trainer"].evaluate_model(trained["model"], 1, save_model=False) or {})
 
 
-def load(path):
-    """Loads what `nertool export --format kazu` wrote."""
-    trained["step"] = make_step(path, get_label_list_from_model(Path(path) / "config.json"))
+def load(path, switch_cost=None):
+    """Loads what `nertool export --format kazu` wrote; with a switch cost, nertool decodes in KAZU's step."""
+    labels = get_label_list_from_model(Path(path) / "config.json")
+    trained["step"] = make_step(path, labels)
+    if switch_cost is not None:
+        sys.path.append(str(Path(__file__).parents[2]))
+        from nertool.kazu_processor import NertoolWordProcessor
+
+        trained["step"].tokenized_word_processor = NertoolWordProcessor(labels, switch_cost)
     return {}
 
 

@@ -99,9 +99,9 @@ def validate():
     return measured(work)
 
 
-def load(path):
+def load(path, precision="auto"):
     """Loads a model, trained or exported."""
-    settings = Settings()
+    settings = Settings(predict={"precision": precision})
     trained.update(tagger=load_tagger(Path(path), settings.predict), settings=settings)
     return {"runs_on": trained["tagger"].runs_on}
 

@@ -17,7 +17,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from nertool.formats import ReadReport, read_documents
 from nertool.formats.pubtator import read_pubtator
+from nertool.inference import load_tagger
+from nertool.settings import PredictSettings
 from tests.bench.beside_kazu import HERE, Side, cpu_name, empty, torch_version, write
 
 VARIANTS = {
@@ -65,9 +68,11 @@ def main():
         )
         theirs("load", path=str(folder / "kazu"))
         measure(rows, kazu, ours, theirs, some, folder, arguments.rounds)
+        spans = compare_spans(ours, theirs, arguments.teacher, folder, test)
     result = {
         "rows": {name: {key: value for key, value in row.items() if key != "path"} for name, row in rows.items()},
         "kazu": kazu,
+        "spans": spans,
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch_version()},
         "rounds": arguments.rounds,
     }
@@ -107,6 +112,39 @@ def measure(rows, kazu, ours, theirs, documents, folder, rounds):
             row["peak_mb"] = max(one["peak_mb"] for one in found[name])
 
 
+def compare_spans(ours, theirs, teacher, folder, documents):
+    """Counts the spans that KAZU's step and `predict` agree on: with KAZU's decoding, and with nertool's in its step."""
+    tagger = load_tagger(teacher, PredictSettings(precision="fp32"))
+    ours("load", path=str(teacher), precision="fp32")
+    ours("infer", folder=str(documents), output=str(empty(folder / "spans-ours")))
+    own = spans_of(folder / "spans-ours")
+    texts = {
+        (document.id, number): section.text
+        for document in read_documents(documents, ReadReport())
+        for number, section in enumerate(document.sections)
+    }
+    short = {key for key, text in texts.items() if len(tagger.tokenizer.tokenize([text]).ids) <= tagger.window_tokens}
+    found = {}
+    for name, cost in (("KAZU's decoding", None), ("nertool's decoding in its step", tagger.decisions.switch_cost)):
+        theirs("load", path=str(folder / "kazu"), switch_cost=cost)
+        target = folder / f"spans-{'stock' if cost is None else 'own'}"
+        theirs("infer", folder=str(documents), output=str(empty(target)))
+        kazu = spans_of(target)
+        for where, keys in (("sections of one window", short), ("all sections", set(texts))):
+            mine, other = ({span for span in spans if span[:2] in keys} for spans in (own, kazu))
+            found[f"{name}, {where}"] = [len(mine & other), len(mine - other), len(other - mine)]
+    return found
+
+
+def spans_of(folder):
+    return {
+        (document.id, number, entity.label, entity.spans)
+        for document in read_documents(folder, ReadReport())
+        for number, section in enumerate(document.sections)
+        for entity in section.entities
+    }
+
+
 def table(result):
     kazu = result["kazu"]["tokens_per_cpu_second"]
     lines = [
@@ -126,6 +164,14 @@ def table(result):
             f"| {shown} | {row['bytes'] / 1e6:.1f} | {row['f1']['export']:.4f} | {agrees} | {speed:,.0f} "
             f"| {speed / kazu:.1f} |"
         )
+    lines += [
+        "",
+        "| KAZU's step beside `predict` (fp32) | same spans | only nertool's | only KAZU's |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {' | '.join(f'{count:,}' for count in counts)} |" for name, counts in result["spans"].items()
+    ]
     machine = result["machine"]
     lines.append(f"\n{result['rounds']} rounds; {machine['cores']} cores, {machine['cpu']}, torch {machine['torch']}.")
     return "\n".join(lines)
