@@ -164,14 +164,10 @@ def table(result):
             f"| {shown} | {row['bytes'] / 1e6:.1f} | {row['f1']['export']:.4f} | {agrees} | {speed:,.0f} "
             f"| {speed / kazu:.1f} |"
         )
-    lines += [
-        "",
-        "| KAZU's step beside `predict` (fp32) | same spans | only nertool's | only KAZU's |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {' | '.join(f'{count:,}' for count in counts)} |" for name, counts in result["spans"].items()
-    ]
+    lines += ["", "| KAZU's step beside `predict` (fp32) | same spans | only nertool's | only KAZU's |"]
+    lines.append("|---|---|---|---|")
+    for name, counts in result["spans"].items():
+        lines.append(f"| {name} | {' | '.join(f'{count:,}' for count in counts)} |")
     machine = result["machine"]
     lines.append(f"\n{result['rounds']} rounds; {machine['cores']} cores, {machine['cpu']}, torch {machine['torch']}.")
     return "\n".join(lines)
