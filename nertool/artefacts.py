@@ -58,6 +58,8 @@ class Decisions:
         """Reads what `to_json` wrote, and what format 1 had: one threshold for all classes."""
         scheme = LabelScheme.from_json(value["scheme"])
         known = value["thresholds"] if "thresholds" in value else dict.fromkeys(scheme.labels, value["threshold"])
+        if lacking := [label for label in scheme.labels if label not in known]:
+            raise NertoolError(f"{NERTOOL_FILE} has no threshold for {', '.join(lacking)}", "copy the model again")
         return cls(
             scheme,
             WindowSettings(**value["windows"]),
@@ -124,12 +126,26 @@ def change_thresholds(folder: Path, thresholds: Sequence[float], how: dict[str, 
 
 
 def model_digest(folder: Path) -> str:
-    """Returns a SHA-256 of what decides on a model's predictions: its weights, tokenizer and nertool.json.
+    """Returns a SHA-256 of what decides on a model's predictions: weights, configuration, tokenizer, nertool.json.
 
     What an exported model's files hold, its nertool.json says.
     """
+    return _digest([*_network_files(folder), folder / NERTOOL_FILE])
+
+
+def weights_digest(folder: Path) -> str:
+    """Returns a SHA-256 of what decides on a trained model's logits: its weights, configuration and tokenizer."""
+    return _digest(_network_files(folder))
+
+
+def _network_files(folder: Path) -> list[Path]:
+    others = [folder / name for name in ("config.json", "tokenizer.json")]
+    return [*sorted(folder.glob("*.safetensors")), *(path for path in others if path.is_file())]
+
+
+def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "tokenizer.json", folder / NERTOOL_FILE]):
+    for path in files:
         digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
 

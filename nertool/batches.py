@@ -72,7 +72,7 @@ def training_batch(
     cache: WindowCache,
     indices: npt.NDArray[np.int64],
     tokenizer: SectionTokenizer,
-    columns: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64] | None,
     channels: int,
 ) -> Batch:
     """Reads windows from the memory map.
@@ -81,7 +81,7 @@ def training_batch(
         cache: The training cache.
         indices: Which windows, `(batch,)`.
         tokenizer: Knows the special tokens.
-        columns: The model's channel of each channel of the cache, `(cache channels,)`.
+        columns: The model's channel of each channel of the cache, `(cache channels,)`; None leaves the targets 0.
         channels: How many channels the model has.
     """
     windows = cache.windows[indices]
@@ -91,8 +91,9 @@ def training_batch(
     loss_mask = np.zeros(ids.shape, np.float32)
     before = len(tokenizer.prefix)
     for i, (window, (start, end)) in enumerate(zip(windows, ranges, strict=True)):
-        bits = np.unpackbits(cache.targets[start:end], axis=1, count=cache.scheme.channels)
-        targets[i, before : before + end - start, columns] = bits.T  # numpy puts the indexed axis first
+        if columns is not None:
+            bits = np.unpackbits(cache.targets[start:end], axis=1, count=cache.scheme.channels)
+            targets[i, before : before + end - start, columns] = bits.T  # numpy puts the indexed axis first
         first = before + int(window["owned_start"])
         loss_mask[i, first : first + int(window["owned_length"])] = 1
     return Batch(*map(torch.from_numpy, (ids, mask, targets, loss_mask)))

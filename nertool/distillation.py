@@ -96,7 +96,7 @@ def lesson_batch(lesson: Lesson, indices: npt.NDArray[np.int64], student: NerMod
         indices: Which of their windows, `(batch,)`.
         student: The student.
     """
-    columns = channel_columns(lesson.cache, student)
+    columns = channel_columns(lesson.cache, student) if lesson.labelled else None
     batch = training_batch(lesson.cache, indices, student.tokenizer, columns, student.scheme.channels)
     logits = np.zeros(batch.targets.shape, np.float32)
     before = len(student.tokenizer.prefix)

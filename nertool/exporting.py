@@ -1,8 +1,8 @@
 """A trained model → a folder for another engine, verified before it may be called finished."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import torch
 from nertool.artefacts import NERTOOL_FILE, file_digest, write_facts
 from nertool.console import say
 from nertool.documents import Section
-from nertool.engines import Longs, Tagger
+from nertool.engines import Longs, Tagger, is_installed
 from nertool.errors import NertoolError
-from nertool.inference import Prepared, load_exported, prepare
+from nertool.inference import Prepared, load_exported, load_tagger, prepare
 from nertool.kazu_export import write_kazu
-from nertool.model import NerModel, kazu_tagger, save_model
+from nertool.model import NerModel, save_model
 from nertool.onnx_export import linear_layers, to_fp16, to_int8, write_onnx
 from nertool.openvino_export import write_openvino
 from nertool.packing import pack_by_length, pad_ids
+from nertool.settings import PredictSettings
 from nertool.verification import Parity, compare, refer, tokens_per_second
 
 PRECISIONS = {
@@ -28,12 +29,16 @@ PRECISIONS = {
     "hf": ("fp32", "fp16", "bf16"),
     "kazu": ("fp32",),
 }
-ENGINES = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
+# The first one must run the export as the original; the others are offered where they do.
+ENGINES = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "hf": ("torch",), "kazu": ("torch",)}
 # The largest difference of two logits that comes of another order of summing, not of another precision.
 _SAME = 1e-2
+_LEAST_DECISIONS = 20
 _TOKENS_PER_BATCH = 8192
-_CPU = torch.device("cpu")
 _TOKENS_PER_CALIBRATION_BATCH = 1024
+# Long texts are shared out in pieces of about a window.
+_CHARACTERS_PER_PIECE = 1500
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +55,28 @@ class Texts:
 
 
 def share_out(sections: Sequence[Section], tagger: Tagger, windows: int) -> Texts:
-    """Takes about so many windows of some sections, evenly, half of them for calibration."""
-    chosen = list(islice(_evenly([section for section in sections if section.text.strip()]), 4 * windows))
-    prepared = prepare(chosen, tagger)
-    owner = np.searchsorted(prepared.tokens.section_bounds, prepared.windows.starts, side="right") - 1
-    count = int(owner[windows - 1]) + 1 if len(owner) > windows else len(chosen)
-    return Texts(prepare(chosen[:count:2], tagger), prepare(chosen[1:count:2] or chosen[:1], tagger))
+    """Takes about so many windows of some sections, from all over them, every other one for calibration.
+
+    Raises:
+        NertoolError: If there is no text for both.
+    """
+    pieces = [piece for section in sections for piece in _pieces(section)]
+    order = np.random.default_rng(0).permutation(len(pieces))[:windows]
+    if len(order) < 2:
+        raise NertoolError(
+            "there is too little text to compare the export with the original", "name more with --parity"
+        )
+    chosen = [pieces[i] for i in order]
+    return Texts(prepare(chosen[::2], tagger), prepare(chosen[1::2], tagger))
 
 
-def _evenly(sections: list[Section]) -> Iterator[Section]:
-    """Gives all sections in an order in which each beginning is spread over the whole; always the same one."""
-    order = np.random.default_rng(0).permutation(len(sections))
-    return (sections[i] for i in order)
+def _pieces(section: Section) -> Iterator[Section]:
+    """Cuts a long text at blanks."""
+    text = section.text.strip()
+    while text:
+        end = text.find(" ", _CHARACTERS_PER_PIECE)
+        piece, text = (text, "") if end < 0 else (text[:end], text[end + 1 :].lstrip())
+        yield Section(section.name, piece)
 
 
 def export(
@@ -72,6 +87,7 @@ def export(
     texts: Texts,
     least_agreement: float,
     facts: dict[str, Any],
+    check: Callable[[Tagger], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Writes an exported model into an empty folder, and compares its decisions with the original's.
 
@@ -81,8 +97,9 @@ def export(
         form: `onnx`, `openvino`, `hf` or `kazu`.
         precision: One of `PRECISIONS`.
         texts: Texts by which it is judged, better not those that it was trained on.
-        least_agreement: The share of equal decisions below which the export fails, in [0, 1].
+        least_agreement: The share of equal decisions below which the export fails, in [0, 1]; 0 judges nothing.
         facts: What `nertool.json` should tell of the original.
+        check: Judges the exported model in its own way, too; returns scores to note.
 
     Returns:
         What `nertool.json` tells of the export: parity, layers kept in higher precision, speed, size.
@@ -91,37 +108,54 @@ def export(
         NertoolError: If the exported model decides otherwise too often.
     """
     original = model.tagger(_CPU, torch.float32)
-    judged = refer(original, texts.judged, _TOKENS_PER_BATCH)
     exported: dict[str, Any] = {"format": form, "precision": precision, "pad_id": model.tokenizer.pad_id}
-    if form in ENGINES:
+    if form == "kazu":
+        write_kazu(model, folder)
+    elif form == "hf":
+        _write_hf(model, folder, precision)
+    else:
         (folder / "tokenizer.json").write_text(model.tokenizer.backend.to_str(), encoding="utf-8")
         exported |= _write_for_engine(model, folder, form, precision, texts, least_agreement)
-        taggers = {engine: load_exported(folder, exported, engine, model.decisions) for engine in ENGINES[form]}
-    else:
-        taggers = {"torch": _write_for_torch(model, folder, form, precision)}
-    say("comparing it with the original")
-    found = {engine: compare(judged, tagger, _TOKENS_PER_BATCH) for engine, tagger in taggers.items()}
-    for engine, parity in found.items():
-        _judge(parity, engine, precision, least_agreement)
-    speeds = tokens_per_second({**taggers, "original": original}, texts.judged, _TOKENS_PER_BATCH)
     # People change the settings of KAZU's step.
     files = [path for path in sorted(folder.iterdir()) if path.name != NERTOOL_FILE and path.suffix != ".yaml"]
-    exported |= {
-        "parity": {engine: parity.to_json() for engine, parity in found.items()},
-        "tokens_per_second": {engine: speed for engine, speed in speeds.items() if engine != "original"},
-        "tokens_per_second_of_original": speeds["original"],
-        "bytes": sum(path.stat().st_size for path in files),
-    }
-    digests = {path.name: file_digest(path) for path in files}
-    write_facts(folder, model.decisions, {**facts, "export": exported, "files": digests})
+    facts = {**facts, "files": {path.name: file_digest(path) for path in files}}
+    exported |= {"bytes": sum(path.stat().st_size for path in files), "parity": {}, "tokens_per_second": {}}
+    say("comparing it with the original")
+    judged = refer(original, texts.judged, _TOKENS_PER_BATCH)
+    first, *others = ENGINES[form]
+    for engine in (first, *(name for name in others if is_installed(name))):
+        # Judged is what `predict` loads: the folder.
+        exported["tokens_per_second"] = {**exported["tokens_per_second"], engine: 0}
+        write_facts(folder, model.decisions, {**facts, "export": exported})
+        tagger = load_tagger(folder, PredictSettings(engine=engine, device="cpu", precision="fp32"))
+        found = compare(judged, tagger, _TOKENS_PER_BATCH)
+        try:
+            _judge(found, engine, precision, least_agreement)
+        except NertoolError:
+            if engine == first:
+                raise
+            del exported["tokens_per_second"][engine]
+            continue
+        if engine == first and check is not None:
+            exported["f1"] = check(tagger)
+        speeds = tokens_per_second({engine: tagger, "original": original}, texts.judged, _TOKENS_PER_BATCH)
+        exported["parity"][engine] = found.to_json()
+        exported["tokens_per_second"][engine] = speeds[engine]
+        exported["tokens_per_second_of_original"] = speeds["original"]
+    write_facts(folder, model.decisions, {**facts, "export": exported})
     return exported
 
 
 def _judge(parity: Parity, engine: str, precision: str, least_agreement: float) -> None:
-    if precision == "fp32" and parity.largest_difference > _SAME:
+    if not math.isfinite(parity.largest_difference) or (precision == "fp32" and parity.largest_difference > _SAME):
         raise NertoolError(
             f"the export's logits in {engine} differ by up to {parity.largest_difference:.3f} from the original's",
             "that is a defect of nertool or of an installed package; please report it with the model's config.json",
+        )
+    if least_agreement and parity.decisions < _LEAST_DECISIONS:
+        raise NertoolError(
+            f"the model finds too little in the texts to compare the export with it: {parity.decisions} decisions",
+            "name texts like those that it was made for, with --parity",
         )
     if parity.equal_decisions < least_agreement:
         raise NertoolError(
@@ -131,18 +165,11 @@ def _judge(parity: Parity, engine: str, precision: str, least_agreement: float) 
         )
 
 
-def _write_for_torch(model: NerModel, folder: Path, form: str, precision: str) -> Tagger:
-    if form == "kazu":
-        write_kazu(model, folder)
-        return kazu_tagger(folder, model.tokenizer, model.decisions, _CPU, torch.float32)
+def _write_hf(model: NerModel, folder: Path, precision: str) -> None:
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     network = type(model.network)(model.network.config)
     network.load_state_dict(model.network.state_dict())
-    network.eval().to(dtype)
-    packed = replace(model, network=network)
-    save_model(packed, folder, {})
-    network.float()
-    return packed.tagger(_CPU, torch.float32)
+    save_model(replace(model, network=network.eval().to(dtype)), folder, {})
 
 
 def _write_for_engine(

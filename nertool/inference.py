@@ -45,6 +45,8 @@ def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
         model = load_model(folder)
         model.to(device)
         return model.tagger(device, choose_precision(settings.precision, device))
+    if settings.device not in ("auto", "cpu"):
+        raise NertoolError(f"{folder} was exported for CPUs, not for {settings.device}", "predict with the original")
     engine = choose_engine(folder, exported, settings.engine)
     return load_exported(folder, exported, engine, Decisions.from_json(facts))
 
@@ -186,12 +188,17 @@ def predict_documents(
     with ThreadPoolExecutor(1) as beside:
         ahead = beside.submit(read)
         found: Future[list[Document]] | None = None
-        while (got := ahead.result())[0]:
-            ahead = beside.submit(read)
-            logits = token_logits(tagger, got[1], tokens_per_batch)
-            finished, found = found, beside.submit(_with_entities, tagger, *got, logits)
-            if finished is not None:
-                yield finished.result()
+        try:
+            while (got := ahead.result())[0]:
+                ahead = beside.submit(read)
+                logits = token_logits(tagger, got[1], tokens_per_batch)
+                finished, found = found, beside.submit(_with_entities, tagger, *got, logits)
+                if finished is not None:
+                    yield finished.result()
+        except Exception:  # what was predicted before a document that can't be read is not lost
+            if found is not None:
+                yield found.result()
+            raise
         if found is not None:
             yield found.result()
 

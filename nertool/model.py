@@ -1,5 +1,6 @@
 """Backbones and models: finding, loading, checking and saving them."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,6 +209,8 @@ def load_model(folder: Path) -> NerModel:
         NertoolError: If the folder is not such a model, or not all of its weights are there.
     """
     facts = read_facts(folder)
+    if (form := facts.get("export", {}).get("format", "hf")) != "hf":
+        raise NertoolError(f"{folder} is an export for {form}", "name the `model` folder of the training run")
     if not any(folder.glob("*.safetensors")):
         raise NertoolError(f"{folder} has no weights: model.safetensors is missing", "copy the whole model folder")
     hub_tokenizer = _load_hub_tokenizer(str(folder))
@@ -242,10 +245,14 @@ def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
         folder: An existing empty folder; the caller makes it appear whole.
         facts: What else nertool.json should tell, such as the metrics and where the annotations come from.
     """
+    from safetensors import SafetensorError  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415
 
     logging.disable_progress_bar()
-    model.network.save_pretrained(folder, max_shard_size="1000GB")
+    try:
+        model.network.save_pretrained(folder, max_shard_size="1000GB")
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(errno.EIO, f"model.safetensors can't be written: {error}") from error
     model.hub_tokenizer.save_pretrained(folder)
     write_facts(folder, model.decisions, {"torch_version": torch.__version__, **facts})
 

@@ -6,11 +6,12 @@ text's result depend on its neighbours; so every token is divided by its largest
 multiplied by it again. Measured in docs/log.md.
 """
 
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def write_onnx(network: "PreTrainedModel", path: Path) -> None:
     mask = ids.clone()
     mask[1, 12:] = 0
     shapes = {0: "batch", 1: "tokens"}
-    with _quiet(), _plain_attention(network):
+    with silenced(), _plain_attention(network):
         torch.onnx.export(
             Logits(network).eval(),
             (ids, mask),
@@ -98,7 +99,7 @@ def to_fp16(source: Path, target: Path) -> None:
     import onnx  # noqa: PLC0415
     from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
 
-    with _quiet():
+    with silenced():
         onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
 
 
@@ -116,7 +117,7 @@ def to_int8(source: Path, target: Path, keep: Collection[str] = ()) -> None:
     model = onnx.load(source)
     _scale_tokens(model.graph, keep)
     _pack_tables(model.graph)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder, _quiet():
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, silenced():
         scaled = Path(folder) / "scaled.onnx"
         onnx.save(model, scaled)
         quantize_dynamic(
@@ -205,32 +206,46 @@ def _pack_tables(graph: Any) -> None:
     import onnx  # noqa: PLC0415
     from onnx import helper, numpy_helper  # noqa: PLC0415
 
-    tables = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
-    nodes: list[Any] = []
+    users: dict[str, list[Any]] = {}
     for node in graph.node:
-        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or int(np.prod(table.dims)) < _LEAST_TABLE_ELEMENTS:
-            nodes.append(node)
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    packed: set[str] = set()
+    for table in list(graph.initializer):
+        large = table.data_type == onnx.TensorProto.FLOAT and len(table.dims) == 2
+        if not large or int(np.prod(table.dims)) < _LEAST_TABLE_ELEMENTS:
+            continue
+        if not all(node.op_type == "Gather" and _axis(node) == 0 for node in users.get(table.name, [])):
             continue
         weights = numpy_helper.to_array(table)
         scales = np.maximum(np.abs(weights).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
-        rows, row_scales = f"{table.name}_rows", f"{table.name}_row_scales"
+        rows = np.rint(weights / scales).astype(np.int8)
         graph.initializer.remove(table)
         graph.initializer.extend(
             [
-                numpy_helper.from_array(np.rint(weights / scales).astype(np.int8), rows),
-                numpy_helper.from_array(scales, row_scales),
+                numpy_helper.from_array(rows, f"{table.name}_rows"),
+                numpy_helper.from_array(scales, f"{table.name}_row_scales"),
             ]
         )
-        ids, result = node.input[1], node.output[0]
+        packed.add(table.name)
+    nodes: list[Any] = []
+    for node in graph.node:
+        if node.op_type != "Gather" or node.input[0] not in packed:
+            nodes.append(node)
+            continue
+        (table_name, ids), result = node.input, node.output[0]
         nodes += [
-            helper.make_node("Gather", [rows, ids], [f"{result}_int8"], axis=0),
+            helper.make_node("Gather", [f"{table_name}_rows", ids], [f"{result}_int8"], axis=0),
             helper.make_node("Cast", [f"{result}_int8"], [f"{result}_unscaled"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Gather", [row_scales, ids], [f"{result}_row_scale"], axis=0),
+            helper.make_node("Gather", [f"{table_name}_row_scales", ids], [f"{result}_row_scale"], axis=0),
             helper.make_node("Mul", [f"{result}_unscaled", f"{result}_row_scale"], [result]),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _axis(node: Any) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
 
 
 @contextmanager
@@ -247,12 +262,12 @@ def _plain_attention(network: "PreTrainedModel") -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the talk of exporters and quantisers off the terminal."""
+def silenced() -> Iterator[None]:
+    """Keeps the talk of exporters and quantisers off the terminal; some of it goes to stdout."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,18 +1,15 @@
 """Networks → OpenVINO models in fp32, bf16 and int8. The only module that writes them."""
 
-import io
-import logging
+import errno
 import re
-import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nertool.engines import Longs, require
-from nertool.onnx_export import Logits
+from nertool.onnx_export import Logits, silenced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +42,7 @@ def write_openvino(
     mask = ids.clone()
     mask[1, 12:] = 0
     shape = openvino.PartialShape([-1, -1])
-    with _quiet():
+    with silenced():
         model = openvino.convert_model(
             Logits(network).eval(),
             example_input={"input_ids": ids, "attention_mask": mask},
@@ -54,7 +51,10 @@ def write_openvino(
         model.outputs[0].get_tensor().set_names({"logits"})
         if precision == "int8":
             model = _quantised(model, calibration, keep)
-        openvino.save_model(model, str(path), compress_to_fp16=precision != "fp32")
+        try:
+            openvino.save_model(model, str(path), compress_to_fp16=precision != "fp32")
+        except RuntimeError as error:  # how it reports a full disk
+            raise OSError(errno.EIO, f"{path.name} can't be written: {error}") from error
 
 
 def _quantised(model: Any, calibration: Sequence[tuple[Longs, Longs]], keep: Collection[str]) -> Any:
@@ -77,16 +77,3 @@ def _quantised(model: Any, calibration: Sequence[tuple[Longs, Longs]], keep: Col
     )
     # What was left out still has its weights in int8, one scale per row, and so its size.
     return nncf.compress_weights(quantised, mode=nncf.CompressWeightsMode.INT8_ASYM) if keep else quantised
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the talk of converters and quantisers off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # NNCF draws its progress there
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -129,8 +129,8 @@ def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) ->
     ]
     different += [
         f"the {name}{'' if name == 'teacher' else ' documents'} {'has' if name == 'teacher' else 'have'} changed"
-        for name, value in fingerprint["data"].items()
-        if known["data"].get(name) != value
+        for name in sorted({*known["data"], *fingerprint["data"]})
+        if known["data"].get(name) != fingerprint["data"].get(name)
     ]
     if different:
         raise NertoolError(

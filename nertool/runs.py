@@ -257,7 +257,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
     if not len(task.lengths):
         raise NertoolError("the training documents have no text to learn from")
     progress.tokens_per_batch = progress.tokens_per_batch or _tokens_per_batch(
-        model, int(task.lengths.max()), settings, device, precision, world
+        network, int(task.lengths.max()), settings, device, precision, world
     )
     plan = BatchPlan(task.lengths, task.owned, settings.train, progress.tokens_per_batch, world.size)
     if newest:
@@ -349,12 +349,17 @@ def labelled_task(cache: WindowCache, model: NerModel) -> Task:
 
 
 def _tokens_per_batch(
-    model: NerModel, longest: int, settings: Settings, device: torch.device, precision: torch.dtype, world: World
+    network: torch.nn.Module,
+    longest: int,
+    settings: Settings,
+    device: torch.device,
+    precision: torch.dtype,
+    world: World,
 ) -> int:
     """Returns how many tokens a batch has, by the settings or by the memory; the same in all processes."""
     if settings.train.tokens_per_batch != "auto":
         return settings.train.tokens_per_batch
-    found = find_tokens_per_batch(model.network, longest, model.scheme.channels, device, precision, world.size)
+    found = find_tokens_per_batch(network, longest, device, precision, world.size)
     (least,) = world.largest(-found)
     say(f"{-least:,} tokens per batch")
     return -least

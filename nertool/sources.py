@@ -24,12 +24,14 @@ class Source:
         settings: Say what to do with invalid documents.
         report: Filled when the documents are read for the first time.
         texts: Whether plain texts (.txt) are documents, too.
+        labelled: Whether their entities matter; otherwise a cache may have any classes.
     """
 
     path: Path
     settings: Settings
     report: ReadReport
     texts: bool = False
+    labelled: bool = True
 
     def read(self) -> Iterator[Document]:
         """Reads the documents, and fills the report."""
@@ -73,7 +75,11 @@ class Source:
         if not is_cache(self.path):
             return None
         cache = open_cache(self.path)
-        check_cache(cache, tokenizer, self.settings.windows, begin=scheme.begin)
+        check_cache(
+            cache, tokenizer, self.settings.windows, begin=scheme.begin if self.labelled else cache.scheme.begin
+        )
+        if not self.labelled:
+            return cache
         if unknown := sorted(set(cache.scheme.labels) - set(scheme.labels)):
             raise NertoolError(
                 f"the cache {self.path} has classes that data.labels lacks: {', '.join(unknown)}", "build it anew"

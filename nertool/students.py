@@ -56,10 +56,8 @@ def student_of_layers(
     total: int = config.num_hidden_layers
     if not 1 <= count < total:
         raise NertoolError(f"a student of {count} layers: the teacher has {total}", f"choose 1 to {total - 1}")
-    name, stack = _stack(teacher.network, total)
-    # ModernBERT's first layer lacks a norm that all others have, so only a first layer can be first.
-    keep_first = stack[0].state_dict().keys() != stack[-1].state_dict().keys()
-    chosen = chosen_layers(total, count, keep_first=keep_first)
+    name, _ = _stack(teacher.network, total)
+    chosen = layers_for_student(teacher.network, count)
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):  # ModernBERT looks near in some layers and far in others
         config.layer_types = [config.layer_types[i] for i in chosen]
@@ -67,6 +65,8 @@ def student_of_layers(
     units_key = "intermediate_size" if hasattr(config, "intermediate_size") else "hidden_dim"
     units: int = getattr(config, units_key)
     if intermediate_size is not None:
+        if units == config.hidden_size:
+            raise NertoolError("the teacher's feed-forward layers are as wide as its hidden states", "leave them so")
         if intermediate_size >= units:
             raise NertoolError(
                 f"distill.student_intermediate_size is {intermediate_size}: the teacher has {units}", "choose fewer"
@@ -99,6 +99,15 @@ def chosen_layers(total: int, count: int, *, keep_first: bool = False) -> list[i
     if keep_first:
         return [0, *(layer + 1 for layer in chosen_layers(total - 1, count - 1))]
     return [(i + 1) * total // count - 1 for i in range(count)]
+
+
+def layers_for_student(teacher: "PreTrainedModel", count: int) -> list[int]:
+    """Returns which of a teacher's layers a student of so many layers begins with, or is matched with."""
+    total: int = teacher.config.num_hidden_layers
+    _, stack = _stack(teacher, total)
+    # ModernBERT's first layer lacks a norm that all others have, so only a first layer can be first.
+    keep_first = stack[0].state_dict().keys() != stack[-1].state_dict().keys()
+    return chosen_layers(total, count, keep_first=keep_first)
 
 
 def _with_fewer_units(weights: dict[str, Tensor], units: int, kept: int) -> dict[str, Tensor]:
@@ -157,7 +166,7 @@ class MatchedStudent(torch.nn.Module):
         super().__init__()
         self.network = student
         count, width = student.config.num_hidden_layers, student.config.hidden_size
-        self.layers = chosen_layers(teacher.config.num_hidden_layers, count)
+        self.layers = layers_for_student(teacher, count)
         wanted = teacher.config.hidden_size
         projections = [torch.nn.Linear(width, wanted, bias=False) for _ in self.layers]
         for projection in projections if width == wanted else []:

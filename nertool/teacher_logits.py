@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nertool.engines import Tagger
 from nertool.errors import NertoolError
-from nertool.files import publish_file, read_json, write_json
+from nertool.files import exclusive, publish_file, read_json, write_json
 from nertool.packing import pack_by_length, pad_ids
 from nertool.window_cache import WindowCache
 
@@ -40,7 +40,7 @@ def teacher_logits(
         name: Which of the folder's logits.
         cache: The tokens.
         teacher: The teacher.
-        digest: What tells it from others; see `artefacts.model_digest`.
+        digest: What tells it from others; see `artefacts.weights_digest`.
         tokens_per_batch: Most tokens of a batch, padding included.
         on_windows: Told how many windows are done.
 
@@ -52,14 +52,16 @@ def teacher_logits(
     """
     final, partial, facts = (folder / f"{name}{ending}" for ending in (".f16", ".f16.partial", ".json"))
     folder.mkdir(parents=True, exist_ok=True)
-    if facts.is_file():
-        _check(facts, _made_by(cache, teacher, digest))
-    else:
-        partial.unlink(missing_ok=True)
-        write_json(facts, _made_by(cache, teacher, digest))
-    if not final.is_file():
-        _compute(partial, cache, teacher, tokens_per_batch, on_windows)
-        publish_file(partial, final)
+    with exclusive(folder / name):
+        if facts.is_file():
+            _check(facts, _made_by(cache, digest))
+        else:
+            partial.unlink(missing_ok=True)
+            final.unlink(missing_ok=True)
+            write_json(facts, _made_by(cache, digest))
+        if not final.is_file():
+            _compute(partial, cache, teacher, tokens_per_batch, on_windows)
+            publish_file(partial, final)
     on_windows(len(cache.windows))
     return open_logits(folder, name, cache, teacher, digest)
 
@@ -70,20 +72,20 @@ def open_logits(folder: Path, name: str, cache: WindowCache, teacher: Tagger, di
     Raises:
         NertoolError: If they are another teacher's, of another cache, or damaged.
     """
-    _check(folder / f"{name}.json", _made_by(cache, teacher, digest))
+    _check(folder / f"{name}.json", _made_by(cache, digest))
     path, shape = folder / f"{name}.f16", (len(cache.tokens), teacher.decisions.scheme.channels)
     if path.stat().st_size != 2 * shape[0] * shape[1]:
         raise NertoolError(f"{path} is damaged: it should have {2 * shape[0] * shape[1]:,} bytes", "remove that folder")
     return np.memmap(path, np.float16, mode="r", shape=shape) if len(cache.tokens) else np.zeros(shape, np.float16)
 
 
-def _made_by(cache: WindowCache, teacher: Tagger, digest: str) -> dict[str, Any]:
-    return {"teacher": digest, "runs_on": teacher.runs_on, "cache": cache.info["fingerprint"]}
+def _made_by(cache: WindowCache, digest: str) -> dict[str, Any]:
+    return {"teacher": digest, "cache": cache.info["fingerprint"]}
 
 
 def _check(facts: Path, made_by: dict[str, Any]) -> None:
     known = read_json(facts)
-    what = {"teacher": "another teacher", "cache": "other documents or windows", "runs_on": "another engine"}
+    what = {"teacher": "another teacher", "cache": "other documents or windows"}
     if different := [words for key, words in what.items() if known.get(key) != made_by[key]]:
         raise NertoolError(
             f"the teacher's logits in {facts.parent} were made by {' and '.join(different)}",

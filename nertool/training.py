@@ -111,7 +111,6 @@ class BatchPlan:
 def find_tokens_per_batch(
     network: torch.nn.Module,
     longest: int,
-    channels: int,
     device: torch.device,
     precision: torch.dtype,
     processes: int = 1,
@@ -121,7 +120,6 @@ def find_tokens_per_batch(
     Args:
         network: The network, on its device; its weights stay as they are.
         longest: Tokens of the longest window, which takes the most memory per token.
-        channels: How many channels it has.
         device: Where it is.
         precision: The autocast precision.
         processes: How many train together; several keep their gradients twice.
@@ -139,11 +137,10 @@ def find_tokens_per_batch(
     def fits(tokens: int) -> bool:
         shape = (max(1, tokens // longest), longest)
         ids, mask = torch.ones(shape, dtype=torch.int64, device=device), torch.ones(shape, device=device)
-        targets = torch.zeros((*shape, channels), device=device)
         try:
             with autocast(device, precision):
                 logits = network(input_ids=ids, attention_mask=mask.long()).logits
-            torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), targets).backward()
+            torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), torch.zeros_like(logits)).backward()
         except torch.OutOfMemoryError:
             return False
         finally:

@@ -12,7 +12,6 @@ from nertool.decoding import Floats
 from nertool.documents import Entity
 from nertool.engines import Tagger
 from nertool.inference import Prepared, find_entities, token_logits
-from nertool.labels import LabelScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Parity:
     Args:
         largest_difference: Of two logits.
         mean_difference: Of two logits, absolute.
-        equal_decisions: Of the decisions (one per token and class) that are "inside" in either, the share that is so
+        equal_decisions: Of the decisions (one per token and channel) that are "yes" in either, the share that is so
             in both, in [0, 1]; 1 where there is none.
         equal_entities: Strict F1 of the one's entities against the other's, in [0, 1]; 1 where there is none.
         decisions: How many decisions were compared.
@@ -65,19 +64,10 @@ def refer(original: Tagger, prepared: Prepared, tokens_per_batch: int) -> Refere
 def compare(reference: Reference, exported: Tagger, tokens_per_batch: int) -> Parity:
     """Runs an exported model over the same texts, and compares."""
     logits = token_logits(exported, reference.prepared, tokens_per_batch)
-    original = inside_logits(reference.logits, exported.decisions.scheme)
-    return parity(
-        original,
-        inside_logits(logits, exported.decisions.scheme),
-        exported.decisions,
-        reference.entities,
-        find_entities(exported, reference.prepared, logits),
-    )
-
-
-def inside_logits(logits: Floats, scheme: LabelScheme) -> Floats:
-    """Returns the channels that say "inside", `(tokens, labels)`; an exported model may lack the others."""
-    return logits[:, : len(scheme.labels)]
+    found = find_entities(exported, reference.prepared, logits)
+    # What is exported for KAZU lacks the begin channels.
+    channels = min(logits.shape[1], reference.logits.shape[1])
+    return parity(reference.logits[:, :channels], logits[:, :channels], exported.decisions, reference.entities, found)
 
 
 def parity(
@@ -87,8 +77,9 @@ def parity(
     original_entities: Sequence[Sequence[Entity]],
     exported_entities: Sequence[Sequence[Entity]],
 ) -> Parity:
-    """Compares the logits of the same tokens, `(tokens, labels)`, and the entities of the same sections."""
-    first, second = original >= decisions.logit_thresholds, exported >= decisions.logit_thresholds
+    """Compares the logits of the same tokens, `(tokens, channels)`, and the entities of the same sections."""
+    cuts = np.tile(decisions.logit_thresholds, 2)[: original.shape[1]]  # a begin channel has its class's threshold
+    first, second = original >= cuts, exported >= cuts
     either = int((first | second).sum())
     sides = [
         {(number, one.label, one.spans) for number, found in enumerate(entities) for one in found}

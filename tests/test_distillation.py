@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nertool import teacher_logits as module
-from nertool.artefacts import model_digest
+from nertool.artefacts import model_digest, weights_digest
 from nertool.batches import Batch, training_batch
 from nertool.distillation import Lesson, distillation_task, join, lesson_batch
 from nertool.errors import NertoolError
+from nertool.files import exclusive
 from nertool.inference import prepare, token_logits
 from nertool.labels import make_scheme
 from nertool.losses import binary_cross_entropy, distillation_loss
@@ -339,6 +340,9 @@ def test_students_share_what_the_teacher_said(trained: Path) -> None:
     facts = json.loads((other / "nertool.json").read_bytes())
     (other / "nertool.json").write_text(json.dumps({**facts, "switch_cost": 2.0}))
     assert model_digest(other) != model_digest(trained / "run/model")
+    assert weights_digest(other) == weights_digest(trained / "run/model")  # its logits are the same
+    config = json.loads((other / "config.json").read_bytes())
+    (other / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.5}))
     changed = [other if item == trained / "run/model" else item for item in arguments(trained, "three")]
     assert "another teacher" in refuse(*changed, "--student-layers", "1", "--logits", "said")
 
@@ -355,6 +359,61 @@ def test_students_share_what_the_teacher_said(trained: Path) -> None:
 def test_what_makes_no_student_is_refused(trained: Path, options: list[object], expected: str) -> None:
     assert expected in refuse(*arguments(trained, "out", *options))
     assert not Path("out").exists()
+
+
+def test_a_run_with_other_texts_is_not_gone_on_with(trained: Path) -> None:
+    options = ["--student-layers", "1", "--set", "train.epochs=1"]
+    succeed(*arguments(trained, "out", *options))
+    less = [
+        item
+        for item in arguments(trained, "out", *options, "--resume")
+        if item not in ("--unlabelled", trained / "more")
+    ]
+    assert "the unlabelled documents have changed" in refuse(*less)
+
+
+def test_exports_and_odd_places_are_refused(trained: Path) -> None:
+    more = ["--parity", trained / "train"]
+    succeed("export", trained / "run/model", "kazu", "--format", "kazu", *more)
+    given = [Path("kazu") if item == trained / "run/model" else item for item in arguments(trained, "out")]
+    assert "is an export for kazu" in refuse(*given, "--student-layers", "2")
+    inside = ["--student-layers", "2", "--logits", "out/said"]
+    assert "is inside out" in refuse(*arguments(trained, "out", *inside))
+    units = ["--student", trained / "backbone", "--set", "distill.student_intermediate_size=8"]
+    assert "goes with --student-layers only" in refuse(*arguments(trained, "out", *units))
+    cache = ["--set", "windows.max_tokens=16", "--set", "windows.overlap_tokens=4"]
+    succeed("cache", trained / "train", "cache", "--model", trained / "backbone", *cache)
+    given = [Path("cache") if item == trained / "train" else item for item in arguments(trained, "out")]
+    assert "doesn't fit" in refuse(*given, "--student-layers", "2")
+    assert not Path("out").exists()
+
+
+def test_a_cache_of_any_classes_is_unlabelled_text(trained: Path) -> None:
+    write_documents(Path("other"), [_renamed(document) for document in make_corpus(12, first=80)])
+    options = ["--set", "windows.max_tokens=32", "--set", "windows.overlap_tokens=8"]
+    succeed("cache", "other", "cache", "--model", trained / "backbone", *options)
+    given = [Path("cache") if item == trained / "more" else item for item in arguments(trained, "out")]
+    succeed(*given, "--student-layers", "1", "--set", "train.epochs=1")
+
+
+def test_logits_are_computed_by_one_process_at_a_time(tmp_path: Path, teacher: NerModel) -> None:
+    cache = build(tmp_path / "cache", make_corpus(3), teacher.tokenizer, windows=WINDOWS)
+    tagger = teacher.tagger(CPU, torch.float32)
+    (tmp_path / "logits").mkdir()
+    with exclusive(tmp_path / "logits/train"), pytest.raises(NertoolError, match="another nertool is working on"):
+        teacher_logits(tmp_path / "logits", "train", cache, tagger, "t", 200)
+    (tmp_path / "logits/train.f16").write_bytes(b"left by somebody")
+    assert len(teacher_logits(tmp_path / "logits", "train", cache, tagger, "t", 200)) == len(cache.tokens)
+
+
+def test_a_report_that_is_missing_is_made_again(trained: Path) -> None:
+    options = ["--student-layers", "1", "--set", "train.epochs=1"]
+    succeed(*arguments(trained, "out", *options))
+    report = json.loads(Path("out/report.json").read_bytes())
+    Path("out/report.json").unlink()
+    succeed(*arguments(trained, "out", *options, "--resume"))
+    again = json.loads(Path("out/report.json").read_bytes())
+    assert again["student"]["scores"] == report["student"]["scores"] and again["steps"] == report["steps"]
 
 
 def test_classes_that_the_teacher_does_not_know_are_refused(trained: Path) -> None:

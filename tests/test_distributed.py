@@ -92,6 +92,30 @@ def test_two_processes_train_what_one_does_with_twice_the_batches(corpus: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("hidden_weight", [0, 1])
+def test_two_processes_distill_what_one_does(corpus: Path, backbone: Path, tmp_path: Path, hidden_weight: int) -> None:
+    no_dropout = ["--set", "model.dropout=0", "--set", f"distill.hidden_weight={hidden_weight}"]
+    succeed(*command(corpus, backbone, tmp_path / "teacher"))
+    given = command(corpus, backbone, tmp_path / "x", *no_dropout)
+    given = ["distill", str(tmp_path / "teacher/model"), *given[1:], "--student-layers", "1"]
+    given = [item for item in given if item not in ("--model", str(backbone))]
+
+    def into(name: str, *more: str) -> list[str]:
+        return [str(tmp_path / name) if item == str(tmp_path / "x") else item for item in [*given, *more]]
+
+    succeed(*into("one", "--set", "train.accumulate_batches=2"))
+    status, out, err = run(2, into("two", "--json"))
+    assert status == 0, err
+    assert json.loads(out)["student"]["parameters"] > 0
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-4)
+    (tmp_path / "two/report.json").unlink()  # as after a kill while teacher and student were compared
+    status, _, err = run(2, into("two", "--resume"))
+    assert status == 0 and (tmp_path / "two/report.json").is_file(), err
+
+
+@pytest.mark.slow
 def test_a_killed_run_of_two_goes_on_to_the_same_end_and_not_with_another_number(
     corpus: Path, backbone: Path, tmp_path: Path
 ) -> None:

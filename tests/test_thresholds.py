@@ -8,6 +8,7 @@ import pytest
 
 from nertool.artefacts import Decisions
 from nertool.documents import Document, Entity, Section, Span
+from nertool.errors import NertoolError
 from nertool.labels import make_scheme
 from nertool.settings import WindowSettings
 from nertool.thresholds import CANDIDATES, LEAST_ENTITIES, tune_thresholds
@@ -78,7 +79,7 @@ def test_one_threshold_of_an_older_model_is_that_of_all_classes() -> None:
     old = {"scheme": SCHEME.to_json(), "windows": {}, "threshold": 0.4, "switch_cost": 1.0}
     assert Decisions.from_json(old).thresholds == (0.4, 0.4)
     assert Decisions.from_json(DECISIONS.to_json()) == DECISIONS
-    with pytest.raises(KeyError):
+    with pytest.raises(NertoolError, match="no threshold for disease"):
         Decisions.from_json({**DECISIONS.to_json(), "thresholds": {"gene": 0.5}})
 
 

@@ -414,4 +414,4 @@ def test_the_batch_size_that_fits_is_found(limit: int) -> None:
 
 def test_on_a_cpu_the_automatic_batch_size_is_the_default(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
-    assert find_tokens_per_batch(run.model.network, 32, 4, CPU, torch.float32) == TrainSettings().tokens_per_batch
+    assert find_tokens_per_batch(run.model.network, 32, CPU, torch.float32) == TrainSettings().tokens_per_batch

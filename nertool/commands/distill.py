@@ -21,6 +21,7 @@ from nertool.commands.together import Tell
 if TYPE_CHECKING:
     from nertool.cache_building import Scan
     from nertool.distributed import World
+    from nertool.documents import Document
     from nertool.model import NerModel
     from nertool.settings import Settings
     from nertool.window_cache import WindowCache
@@ -124,11 +125,16 @@ def run_distill(
 
     if bool(settings.distill.student) == (settings.distill.student_layers is not None):
         raise NertoolError("distill needs either --student or --student-layers", "such as --student-layers 3")
+    if settings.distill.student and settings.distill.student_intermediate_size is not None:
+        raise NertoolError("distill.student_intermediate_size goes with --student-layers only", "leave one of them out")
+    logits = logits or output / "logits"
+    if logits != output / "logits" and output.resolve() in logits.resolve().parents:
+        raise NertoolError(f"--logits {logits} is inside {output}, which --force removes", "name a folder beside it")
 
     def lead(world: "World", tell: Tell) -> dict[str, Any]:
         return _lead(
             teacher_folder, train_data, eval_data, output, settings, world, tell, unlabelled=unlabelled,
-            logits=logits or output / "logits", resume=resume, force=force, ls_project=ls_project,
+            logits=logits, resume=resume, force=force, ls_project=ls_project,
         )  # fmt: skip
 
     return lead_or_follow(
@@ -152,18 +158,18 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     force: bool,
     ls_project: str | None,
 ) -> dict[str, Any]:
-    from nertool.artefacts import model_digest
+    from nertool.artefacts import model_digest, weights_digest
     from nertool.cache_building import scan
+    from nertool.commands.cache import show_cache
     from nertool.commands.showing import showing_evaluations
     from nertool.commands.together import training_cache
     from nertool.console import progress, say
     from nertool.devices import choose_device, choose_precision, seed_everything
     from nertool.distillation import Lesson, distillation_task
-    from nertool.files import read_json, write_json
     from nertool.formats import ReadReport
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.model import load_model
-    from nertool.run_folder import REPORT_FILE, open_run, summary_of
+    from nertool.run_folder import open_run, summary_of
     from nertool.runs import check_metric, train_run
     from nertool.sources import Source
 
@@ -173,12 +179,15 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     check_metric(settings.train.metric, teacher.scheme.labels)
     reading = ReadReport()
     train_source, eval_source = (Source(path, settings, reading) for path in (train_data, eval_data))
-    more_source = Source(unlabelled, settings, reading, texts=True) if unlabelled else None
+    more_source = Source(unlabelled, settings, reading, texts=True, labelled=False) if unlabelled else None
     eval_documents = eval_source.read_all()
     eval_scan = scan(eval_documents)
     with progress("reading", None, "documents") as advance:
         train_scan = train_source.scan(advance)
         more_scan = more_source.scan(advance) if more_source else None
+    for source in (train_source, more_source):  # caches that don't fit are refused before the run's folder is made
+        if source is not None:
+            source.open_cache(teacher.tokenizer, teacher.scheme)
     _check_classes(teacher, {train_data: train_scan, eval_data: eval_scan})
     seed_everything(settings.train.seed)
     student = make_student(teacher, settings)
@@ -186,40 +195,52 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     if more_scan:
         digests["unlabelled"] = more_scan.digest
     finished = open_run(output, settings, digests, resume=resume, force=force, command="distill")
-    if finished and (output / REPORT_FILE).is_file():
+    if finished:
         say(f"{output} is finished already")
         tell({"finished": True})
-        report: dict[str, Any] = read_json(output / REPORT_FILE)
-        return report
+        return _report(output, teacher_folder, eval_documents, settings, summary_of(output))
     write_rejected(reading, output / "rejected.jsonl")
     report_reading(reading)
     teacher.to(device)
     tagger = teacher.tagger(device, choose_precision(settings.train.precision, device))
-    lessons = []
-    for name, source, scanned in (("train", train_source, train_scan), ("unlabelled", more_source, more_scan)):
-        if source is None or scanned is None:
-            continue
-        place = output / ("cache" if source is train_source else name)
-        cache = training_cache(source, scanned, place, teacher.tokenizer, teacher.scheme, settings)
-        lessons.append(Lesson(cache, _ask(tagger, cache, logits, name, digests["teacher"], settings), name == "train"))
+    cache = training_cache(train_source, train_scan, output / "cache", teacher.tokenizer, teacher.scheme, settings)
+    show_cache(cache.info)
+    caches = {"train": cache}
+    if more_source and more_scan:
+        caches["unlabelled"] = training_cache(
+            more_source, more_scan, output / "unlabelled", teacher.tokenizer, teacher.scheme, settings
+        )
+        say(f"{more_scan.documents:,} documents without gold, {len(caches['unlabelled'].tokens):,} tokens")
+    weights = weights_digest(teacher_folder)
+    lessons = [Lesson(cache, _ask(tagger, cache, logits, name, weights, settings), name == "train")
+               for name, cache in caches.items()]  # fmt: skip
     places = [{"cache": str(lesson.cache.path), "labelled": lesson.labelled} for lesson in lessons]
-    tell({"lessons": places, "logits": str(logits), "teacher": digests["teacher"], "eval": eval_scan.digest})
-    if finished:
-        summary = summary_of(output)
-    else:
-        facts = {
-            "backbone": settings.distill.student or f"{settings.distill.student_layers} layers of the teacher",
-            "teacher": str(teacher_folder),
-            "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
-            "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
-            "unlabelled": {"documents": more_scan.documents if more_scan else 0},
-            "annotators": list(train_scan.annotators),
-        }
-        task = distillation_task(lessons, student, settings.distill, tagger)
-        with showing_evaluations(output, eval_documents, teacher.scheme.labels, settings, ls_project) as show:
-            summary = train_run(output, student, task, eval_documents, settings, facts, world, show)
-    report = {**summary, **compare(teacher_folder, output / "model", eval_documents, settings)}
-    write_json(output / REPORT_FILE, report)
+    tell({"lessons": places, "logits": str(logits), "teacher": weights, "eval": eval_scan.digest})
+    facts = {
+        "backbone": settings.distill.student or f"{settings.distill.student_layers} layers of the teacher",
+        "teacher": str(teacher_folder),
+        "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
+        "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
+        "unlabelled": {"documents": more_scan.documents if more_scan else 0},
+        "annotators": list(train_scan.annotators),
+    }
+    task = distillation_task(lessons, student, settings.distill, tagger)
+    with showing_evaluations(output, eval_documents, teacher.scheme.labels, settings, ls_project) as show:
+        summary = train_run(output, student, task, eval_documents, settings, facts, world, show)
+    return _report(output, teacher_folder, eval_documents, settings, summary)
+
+
+def _report(
+    output: Path, teacher: Path, eval_documents: "list[Document]", settings: "Settings", summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the report of a finished run; makes it, if it was killed before."""
+    from nertool.files import read_json, write_json
+    from nertool.run_folder import REPORT_FILE
+
+    path = output / REPORT_FILE
+    if not path.is_file():
+        write_json(path, {**summary, **compare(teacher, output / "model", eval_documents, settings)})
+    report: dict[str, Any] = read_json(path)
     return report
 
 
@@ -306,7 +327,8 @@ def compare(teacher: Path, student: Path, documents: Any, settings: "Settings") 
 
     sides: dict[str, dict[str, Any]] = {}
     folders = {"teacher": teacher, "student": student}
-    taggers = {name: load_tagger(folder, settings.predict) for name, folder in folders.items()}
+    by_torch = settings.predict.model_copy(update={"engine": "torch"})
+    taggers = {name: load_tagger(folder, by_torch) for name, folder in folders.items()}
     splits = {name: prepare_eval(documents, tagger) for name, tagger in taggers.items()}
     for name, tagger in taggers.items():
         metrics = evaluate_split(tagger, splits[name], settings)

@@ -46,7 +46,10 @@ def export(
     nertool export run/model packed --format onnx --precision int8 --eval split/eval
     """
     from nertool.console import print_json
+    from nertool.errors import NertoolError
 
+    if max_f1_drop is not None and eval_data is None:
+        raise NertoolError("--max-f1-drop needs --eval", "name documents with gold entities")
     options = {"export.max_f1_drop": max_f1_drop, "data.skip_invalid": skip_invalid}
     settings = settings_from(config, assignments, options)
     report = run_export(model, output, form, precision, settings, eval_data=eval_data, parity=parity, force=force)
@@ -85,6 +88,8 @@ def run_export(
     Raises:
         NertoolError: If the model can't be exported, or the export is not good enough.
     """
+    from functools import partial
+
     from nertool.artefacts import read_facts
     from nertool.commands.demo import sample_data
     from nertool.console import say
@@ -112,13 +117,11 @@ def run_export(
     eval_documents = Source(eval_data, settings, reading).read_all() if eval_data else []
     report_reading(reading)
     kept = {key: value for key, value in facts.items() if key in _KEPT_FACTS}
+    check = partial(_check_f1, original, eval_documents, settings) if eval_data else None
     with new_folder(output, "export", force=force, source=model_folder) as folder:
         say(f"writing {form} in {precision}")
-        exported = export(model, folder, form, precision, texts, settings.export.min_agreement, kept)
-        if eval_documents:
-            exported["f1"] = _check_f1(original, folder, eval_documents, settings)
+        exported = export(model, folder, form, precision, texts, settings.export.min_agreement, kept, check)
         _write_card(model_folder, folder, exported)
-        _add_f1(folder, exported)
     return exported
 
 
@@ -140,22 +143,26 @@ def _fp32() -> Any:
     return torch.float32
 
 
-def _check_f1(original: "Tagger", folder: Path, documents: "list[Document]", settings: "Settings") -> dict[str, Any]:
+def _check_f1(
+    original: "Tagger", documents: "list[Document]", settings: "Settings", exported: "Tagger"
+) -> dict[str, float]:
     """Scores original and export on the same documents.
 
     Raises:
-        NertoolError: If the export loses too much.
+        NertoolError: If the export loses too much, or the documents show nothing.
     """
     from nertool.errors import NertoolError
-    from nertool.inference import load_tagger
     from nertool.runs import evaluate_split, prepare_eval
 
     strict = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"scheme": "strict"})})
-    both = {"original": original, "export": load_tagger(folder, settings.predict)}
     scores = {
         name: evaluate_split(tagger, prepare_eval(documents, tagger), strict)["micro_f1"] or 0.0
-        for name, tagger in both.items()
+        for name, tagger in (("original", original), ("export", exported))
     }
+    if not scores["original"]:
+        raise NertoolError(
+            "the original finds no entity of the documents of --eval", "name documents with gold entities"
+        )
     drop, most = scores["original"] - scores["export"], settings.export.max_f1_drop
     if drop > most:
         raise NertoolError(
@@ -164,14 +171,6 @@ def _check_f1(original: "Tagger", folder: Path, documents: "list[Document]", set
             "a higher --precision, a higher export.min_agreement, or a larger --max-f1-drop",
         )
     return {key: round(value, 5) for key, value in scores.items()}
-
-
-def _add_f1(folder: Path, exported: dict[str, Any]) -> None:
-    from nertool.artefacts import NERTOOL_FILE
-    from nertool.files import read_json, write_json
-
-    facts = read_json(folder / NERTOOL_FILE)
-    write_json(folder / NERTOOL_FILE, {**facts, "export": exported})
 
 
 def _write_card(original: Path, folder: Path, exported: dict[str, Any]) -> None:

@@ -131,7 +131,6 @@ def training_cache(
         settings: The settings.
     """
     from nertool.cache_building import build_cache
-    from nertool.commands.cache import show_cache
     from nertool.console import progress
     from nertool.workers import usable_cores
 
@@ -148,5 +147,4 @@ def training_cache(
                 workers=settings.data.workers or usable_cores(),
                 on_documents=advance,
             )
-    show_cache(cache.info)
     return cache

@@ -122,6 +122,7 @@ def _lead_train(
 ) -> dict[str, Any]:
     """What the first process does, which is all but for the shared work where there are others; it tells them of it."""
     from nertool.cache_building import scan
+    from nertool.commands.cache import show_cache
     from nertool.commands.showing import showing_evaluations
     from nertool.commands.together import training_cache
     from nertool.console import progress, say
@@ -158,6 +159,7 @@ def _lead_train(
     report_reading(reading)
     _report_labels(scheme.labels, train_scan.labels, eval_scan.labels)
     cache = training_cache(train_source, train_scan, output / "cache", model.tokenizer, scheme, settings)
+    show_cache(cache.info)
     facts = {
         "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
         "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},

@@ -113,7 +113,7 @@ def measure(rows, kazu, ours, theirs, documents, folder, rounds):
 
 
 def compare_spans(ours, theirs, teacher, folder, documents):
-    """Counts the spans that KAZU's step and `predict` agree on: with KAZU's decoding, and with nertool's in its step."""
+    """Counts the spans that KAZU's step and `predict` agree on, with KAZU's decoding and with nertool's."""
     tagger = load_tagger(teacher, PredictSettings(precision="fp32"))
     ours("load", path=str(teacher), precision="fp32")
     ours("infer", folder=str(documents), output=str(empty(folder / "spans-ours")))
