@@ -237,17 +237,8 @@ def test_what_is_exported_for_kazu_predicts_like_the_original(trained: Path) -> 
 
 
 def test_fp16_onnx(trained: Path) -> None:
-    succeed(
-        "export",
-        trained / "run/model",
-        "half",
-        "--format",
-        "onnx",
-        "--precision",
-        "fp16",
-        "--parity",
-        trained / "train",
-    )
+    choice = ["--format", "onnx", "--precision", "fp16", "--parity", trained / "train"]
+    succeed("export", trained / "run/model", "half", *choice)
     np.testing.assert_allclose(logits_of(Path("half")), logits_of(trained / "run/model"), atol=0.05)
 
 
