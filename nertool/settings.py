@@ -193,7 +193,7 @@ class ExportSettings(_Part):
         "class) that must be equal, on the texts of `--parity`.",
     )
     parity_windows: int = Field(
-        400, ge=2, description="How many windows of those texts are looked at; half of them calibrate int8."
+        200, ge=2, description="How many windows of those texts are looked at; half of them calibrate int8."
     )
 
 
