@@ -44,17 +44,24 @@ class Tagger:
         tokenizer: Makes its tokens.
         decisions: What its logits mean.
         runs_on: The engine, the device and the precision, in words.
+        tokens_per_batch: Most tokens of a batch, padding included.
     """
 
     engine: Engine
     tokenizer: SectionTokenizer
     decisions: Decisions
     runs_on: str
+    tokens_per_batch: int
 
     @property
     def window_tokens(self) -> int:
         """Longest window without special tokens."""
         return self.decisions.windows.max_tokens - self.tokenizer.special_tokens
+
+
+def customary_tokens_per_batch(device: str) -> int:
+    """Returns how many tokens a batch had best have on a kind of device; on CPUs measured (docs/log.md)."""
+    return 1024 if device == "cpu" else 8192
 
 
 class OnnxRuntimeEngine:

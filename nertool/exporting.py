@@ -34,7 +34,6 @@ ENGINES = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "hf":
 # The largest difference of two logits that comes of another order of summing, not of another precision.
 _SAME = 1e-2
 _LEAST_DECISIONS = 20
-_TOKENS_PER_BATCH = 8192
 _TOKENS_PER_CALIBRATION_BATCH = 1024
 # Long texts are shared out in pieces of about a window.
 _CHARACTERS_PER_PIECE = 1500
@@ -121,14 +120,14 @@ def export(
     facts = {**facts, "files": {path.name: file_digest(path) for path in files}}
     exported |= {"bytes": sum(path.stat().st_size for path in files), "parity": {}, "tokens_per_second": {}}
     say("comparing it with the original")
-    judged = refer(original, texts.judged, _TOKENS_PER_BATCH)
+    judged = refer(original, texts.judged)
     first, *others = ENGINES[form]
     for engine in (first, *(name for name in others if is_installed(name))):
         # Judged is what `predict` loads: the folder.
         exported["tokens_per_second"] = {**exported["tokens_per_second"], engine: 0}
         write_facts(folder, model.decisions, {**facts, "export": exported})
         tagger = load_tagger(folder, PredictSettings(engine=engine, device="cpu", precision="fp32"))
-        found = compare(judged, tagger, _TOKENS_PER_BATCH)
+        found = compare(judged, tagger)
         try:
             _judge(found, engine, precision, least_agreement)
         except NertoolError:
@@ -138,7 +137,7 @@ def export(
             continue
         if engine == first and check is not None:
             exported["f1"] = check(tagger)
-        speeds = tokens_per_second({engine: tagger, "original": original}, texts.judged, _TOKENS_PER_BATCH)
+        speeds = tokens_per_second({engine: tagger, "original": original}, texts.judged)
         exported["parity"][engine] = found.to_json()
         exported["tokens_per_second"][engine] = speeds[engine]
         exported["tokens_per_second_of_original"] = speeds["original"]
@@ -198,13 +197,13 @@ def _write_for_engine(
 
     kept: list[str] = []
     if precision == "int8":
-        reference = refer(model.tagger(_CPU, torch.float32), texts.calibration, _TOKENS_PER_BATCH)
+        reference = refer(model.tagger(_CPU, torch.float32), texts.calibration)
 
         def measure(keep: Sequence[str]) -> Parity:
             write(keep)
             exported = {"model": path.name, "precision": precision, "pad_id": model.tokenizer.pad_id}
             tagger = load_exported(folder, exported, ENGINES[form][0], model.decisions)
-            return compare(reference, tagger, _TOKENS_PER_BATCH)
+            return compare(reference, tagger)
 
         kept = _keep_what_hurts(layers, measure, least_agreement)
     else:

@@ -5,14 +5,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from nertool.artefacts import Decisions, read_facts
 from nertool.decoding import Floats, decode
 from nertool.documents import Document, Entity, Section, Span
-from nertool.engines import Engine, OnnxRuntimeEngine, OpenVinoEngine, Tagger, is_installed, require
+from nertool.engines import (
+    Engine,
+    OnnxRuntimeEngine,
+    OpenVinoEngine,
+    Tagger,
+    customary_tokens_per_batch,
+    is_installed,
+    require,
+)
 from nertool.errors import NertoolError
 from nertool.packing import pack_by_length, pad_ids
 from nertool.provenance import without_provenance
@@ -41,17 +49,24 @@ def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
         device = choose_device(settings.device)
         if exported is not None and exported["format"] == "kazu":
             precision = choose_precision(settings.precision, device)
-            return kazu_tagger(folder, load_tokenizer(str(folder)), Decisions.from_json(facts), device, precision)
+            tokenizer, decisions = load_tokenizer(str(folder)), Decisions.from_json(facts)
+            return kazu_tagger(folder, tokenizer, decisions, device, precision, settings.tokens_per_batch)
         model = load_model(folder)
         model.to(device)
-        return model.tagger(device, choose_precision(settings.precision, device))
+        return model.tagger(device, choose_precision(settings.precision, device), settings.tokens_per_batch)
     if settings.device not in ("auto", "cpu"):
         raise NertoolError(f"{folder} was exported for CPUs, not for {settings.device}", "predict with the original")
     engine = choose_engine(folder, exported, settings.engine)
-    return load_exported(folder, exported, engine, Decisions.from_json(facts))
+    return load_exported(folder, exported, engine, Decisions.from_json(facts), settings.tokens_per_batch)
 
 
-def load_exported(folder: Path, exported: dict[str, Any], engine: str, decisions: Decisions) -> Tagger:
+def load_exported(
+    folder: Path,
+    exported: dict[str, Any],
+    engine: str,
+    decisions: Decisions,
+    tokens_per_batch: int | Literal["auto"] = "auto",
+) -> Tagger:
     """Loads an exported model with an engine.
 
     Args:
@@ -59,6 +74,7 @@ def load_exported(folder: Path, exported: dict[str, Any], engine: str, decisions
         exported: What its `nertool.json` says of the export.
         engine: `onnxruntime` or `openvino`.
         decisions: What its logits mean.
+        tokens_per_batch: Most tokens of a batch, padding included.
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 (trained models come with transformers' wrapper around it)
 
@@ -69,7 +85,8 @@ def load_exported(folder: Path, exported: dict[str, Any], engine: str, decisions
     else:
         running = OpenVinoEngine(folder / exported["model"], "fp32" if precision == "fp32" else "bf16")
     tokenizer = SectionTokenizer.wrap(Tokenizer.from_file(str(folder / "tokenizer.json")), exported["pad_id"])
-    return Tagger(running, tokenizer, decisions, f"{engine} on cpu in {precision}")
+    size = customary_tokens_per_batch("cpu") if tokens_per_batch == "auto" else tokens_per_batch
+    return Tagger(running, tokenizer, decisions, f"{engine} on cpu in {precision}", size)
 
 
 def choose_engine(folder: Path, exported: dict[str, Any], wanted: str) -> str:
@@ -108,20 +125,19 @@ def prepare(sections: Sequence[Section], tagger: Tagger) -> Prepared:
 
 
 def predict_sections(
-    tagger: Tagger, prepared: Prepared, tokens_per_batch: int, should_stop: Callable[[], None] = lambda: None
+    tagger: Tagger, prepared: Prepared, should_stop: Callable[[], None] = lambda: None
 ) -> list[tuple[Entity, ...]]:
     """Predicts the entities of prepared sections.
 
     Args:
         tagger: Finds them.
         prepared: The sections.
-        tokens_per_batch: Most tokens of a batch, padding included.
         should_stop: Asked before each batch; it may raise, to interrupt.
 
     Returns:
         The entities of each section, sorted by place, with their scores.
     """
-    return find_entities(tagger, prepared, token_logits(tagger, prepared, tokens_per_batch, should_stop))
+    return find_entities(tagger, prepared, token_logits(tagger, prepared, should_stop))
 
 
 def find_entities(tagger: Tagger, prepared: Prepared, logits: Floats) -> list[tuple[Entity, ...]]:
@@ -144,9 +160,7 @@ def find_entities(tagger: Tagger, prepared: Prepared, logits: Floats) -> list[tu
     return [tuple(found) for found in entities]
 
 
-def token_logits(
-    tagger: Tagger, prepared: Prepared, tokens_per_batch: int, should_stop: Callable[[], None] = lambda: None
-) -> Floats:
+def token_logits(tagger: Tagger, prepared: Prepared, should_stop: Callable[[], None] = lambda: None) -> Floats:
     """Runs the network over all windows, longest batches first, and keeps what each window owns.
 
     Returns:
@@ -157,7 +171,7 @@ def token_logits(
     lengths = windows.lengths + tagger.tokenizer.special_tokens
     longest_first = np.argsort(-lengths, kind="stable")
     before = len(tagger.tokenizer.prefix)
-    for batch in pack_by_length(lengths, longest_first, tokens_per_batch):
+    for batch in pack_by_length(lengths, longest_first, tagger.tokens_per_batch):
         should_stop()
         rows = [tokens.ids[windows.starts[i] : windows.ends[i]].astype(np.int64) for i in batch]
         found = tagger.engine(*pad_ids(rows, tagger.tokenizer))
@@ -169,7 +183,7 @@ def token_logits(
 
 
 def predict_documents(
-    tagger: Tagger, documents: Iterable[Document], tokens_per_batch: int, documents_per_chunk: int
+    tagger: Tagger, documents: Iterable[Document], documents_per_chunk: int
 ) -> Iterator[list[Document]]:
     """Predicts documents in chunks, so that memory stays bounded and progress can be saved.
 
@@ -191,7 +205,7 @@ def predict_documents(
         try:
             while (got := ahead.result())[0]:
                 ahead = beside.submit(read)
-                logits = token_logits(tagger, got[1], tokens_per_batch)
+                logits = token_logits(tagger, got[1])
                 finished, found = found, beside.submit(_with_entities, tagger, *got, logits)
                 if finished is not None:
                     yield finished.result()

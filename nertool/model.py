@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import orjson
@@ -14,7 +14,7 @@ import torch
 
 from nertool.artefacts import Decisions, read_facts, write_facts
 from nertool.devices import autocast
-from nertool.engines import Tagger
+from nertool.engines import Tagger, customary_tokens_per_batch
 from nertool.errors import NertoolError
 from nertool.labels import LabelScheme
 from nertool.settings import ModelSettings, WindowSettings
@@ -57,10 +57,13 @@ class NerModel:
         self.network.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in an untyped one
         return self.network
 
-    def tagger(self, device: torch.device, precision: torch.dtype) -> Tagger:
+    def tagger(
+        self, device: torch.device, precision: torch.dtype, tokens_per_batch: int | Literal["auto"] = "auto"
+    ) -> Tagger:
         """Returns what predicts with this network, which is on the device already; it follows further training."""
         engine = TorchEngine(self.network, device, precision)
-        return Tagger(engine, self.tokenizer, self.decisions, _runs_on(device, precision))
+        size = customary_tokens_per_batch(device.type) if tokens_per_batch == "auto" else tokens_per_batch
+        return Tagger(engine, self.tokenizer, self.decisions, _runs_on(device, precision), size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,12 @@ class _KazuEngine:
 
 
 def kazu_tagger(
-    folder: Path, tokenizer: SectionTokenizer, decisions: Decisions, device: torch.device, precision: torch.dtype
+    folder: Path,
+    tokenizer: SectionTokenizer,
+    decisions: Decisions,
+    device: torch.device,
+    precision: torch.dtype,
+    tokens_per_batch: int | Literal["auto"],
 ) -> Tagger:
     """Returns what predicts with a model that was exported for KAZU, which has no begin channels.
 
@@ -114,12 +122,14 @@ def kazu_tagger(
         decisions: What the original's logits mean.
         device: Where to run it.
         precision: The autocast precision.
+        tokens_per_batch: Most tokens of a batch, padding included.
     """
     network = load_network(folder)
     network.to(device)  # type: ignore[arg-type]
     engine = _KazuEngine(TorchEngine(network, device, precision), decisions.logit_thresholds)
     scheme = LabelScheme(decisions.scheme.labels, begin=False)
-    return Tagger(engine, tokenizer, replace(decisions, scheme=scheme), _runs_on(device, precision))
+    size = customary_tokens_per_batch(device.type) if tokens_per_batch == "auto" else tokens_per_batch
+    return Tagger(engine, tokenizer, replace(decisions, scheme=scheme), _runs_on(device, precision), size)
 
 
 def _runs_on(device: torch.device, precision: torch.dtype) -> str:

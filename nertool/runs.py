@@ -241,7 +241,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     model.to(device)
     network = task.network.to(device)
-    tagger = model.tagger(device, precision)
+    tagger = model.tagger(device, precision, settings.predict.tokens_per_batch)
     optimizer = make_optimizer(model.network, settings.train, network)
     scaler = make_scaler(device, precision)
     checkpoints = run / "checkpoints"
@@ -416,7 +416,7 @@ def evaluate_split(
 
     `on_predicted` takes the entities of each section, in the first process.
     """
-    shares = world.gather(predict_sections(tagger, split.prepared, settings.predict.tokens_per_batch, should_stop))
+    shares = world.gather(predict_sections(tagger, split.prepared, should_stop))
     report = None
     if world.rank == 0:
         predicted = [shares[i % world.size][i // world.size] for i in range(len(split.sections))]

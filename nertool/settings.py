@@ -207,7 +207,11 @@ class PredictSettings(_Part):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Autocast precision; `auto` as in training."
     )
-    tokens_per_batch: int = Field(8192, ge=8, description="Tokens of one batch on the device, padding included.")
+    tokens_per_batch: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
+        "auto",
+        description="Tokens of one batch on the device, padding included. `auto`: 1,024 on a CPU, whose caches hold so "
+        "many, and 8,192 on a GPU.",
+    )
     documents_per_chunk: int = Field(
         256, ge=1, description="Documents that are held in memory, sorted by length and saved at a time."
     )

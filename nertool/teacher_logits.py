@@ -30,7 +30,6 @@ def teacher_logits(
     cache: WindowCache,
     teacher: Tagger,
     digest: str,
-    tokens_per_batch: int,
     on_windows: Callable[[int], None] = lambda _: None,
 ) -> Halves:
     """Computes a teacher's logits, goes on computing them, or opens those that are there.
@@ -41,7 +40,6 @@ def teacher_logits(
         cache: The tokens.
         teacher: The teacher.
         digest: What tells it from others; see `artefacts.weights_digest`.
-        tokens_per_batch: Most tokens of a batch, padding included.
         on_windows: Told how many windows are done.
 
     Returns:
@@ -60,7 +58,7 @@ def teacher_logits(
             final.unlink(missing_ok=True)
             write_json(facts, _made_by(cache, digest))
         if not final.is_file():
-            _compute(partial, cache, teacher, tokens_per_batch, on_windows)
+            _compute(partial, cache, teacher, on_windows)
             publish_file(partial, final)
     on_windows(len(cache.windows))
     return open_logits(folder, name, cache, teacher, digest)
@@ -93,9 +91,7 @@ def _check(facts: Path, made_by: dict[str, Any]) -> None:
         )
 
 
-def _compute(
-    partial: Path, cache: WindowCache, teacher: Tagger, tokens_per_batch: int, on_windows: Callable[[int], None]
-) -> None:
+def _compute(partial: Path, cache: WindowCache, teacher: Tagger, on_windows: Callable[[int], None]) -> None:
     """Appends chunk by chunk; the windows' owned tokens follow each other without a gap, so do the chunks."""
     starts = range(0, len(cache.windows), _WINDOWS_PER_CHUNK)
     chunks = [cache.windows[start : start + _WINDOWS_PER_CHUNK] for start in starts]
@@ -108,18 +104,18 @@ def _compute(
         file.seek(0, os.SEEK_END)
         for number, chunk in enumerate(chunks[done:], start=done):
             on_windows(number * _WINDOWS_PER_CHUNK)
-            file.write(_logits(chunk, cache, teacher, tokens_per_batch).tobytes())
+            file.write(_logits(chunk, cache, teacher).tobytes())
             file.flush()
             os.fsync(file.fileno())
 
 
-def _logits(windows: npt.NDArray[Any], cache: WindowCache, teacher: Tagger, tokens_per_batch: int) -> Halves:
+def _logits(windows: npt.NDArray[Any], cache: WindowCache, teacher: Tagger) -> Halves:
     """Returns the logits of the tokens that some windows own, one after the other, `(tokens, channels)`."""
     lengths = windows["length"].astype(np.int64) + teacher.tokenizer.special_tokens
     bounds = np.cumsum([0, *windows["owned_length"].tolist()])
     found = np.empty((bounds[-1], teacher.decisions.scheme.channels), np.float16)
     before = len(teacher.tokenizer.prefix)
-    for batch in pack_by_length(lengths, np.argsort(-lengths, kind="stable"), tokens_per_batch):
+    for batch in pack_by_length(lengths, np.argsort(-lengths, kind="stable"), teacher.tokens_per_batch):
         ranges = [(int(windows[i]["start"]), int(windows[i]["length"])) for i in batch]
         rows = [cache.tokens[start : start + length].astype(np.int64) for start, length in ranges]
         logits = teacher.engine(*pad_ids(rows, teacher.tokenizer))

@@ -55,15 +55,15 @@ class Reference:
     entities: list[tuple[Entity, ...]]
 
 
-def refer(original: Tagger, prepared: Prepared, tokens_per_batch: int) -> Reference:
+def refer(original: Tagger, prepared: Prepared) -> Reference:
     """Runs the original."""
-    logits = token_logits(original, prepared, tokens_per_batch)
+    logits = token_logits(original, prepared)
     return Reference(prepared, logits, find_entities(original, prepared, logits))
 
 
-def compare(reference: Reference, exported: Tagger, tokens_per_batch: int) -> Parity:
+def compare(reference: Reference, exported: Tagger) -> Parity:
     """Runs an exported model over the same texts, and compares."""
-    logits = token_logits(exported, reference.prepared, tokens_per_batch)
+    logits = token_logits(exported, reference.prepared)
     found = find_entities(exported, reference.prepared, logits)
     # What is exported for KAZU lacks the begin channels.
     channels = min(logits.shape[1], reference.logits.shape[1])
@@ -97,12 +97,12 @@ def parity(
     )
 
 
-def tokens_per_second(taggers: dict[str, Tagger], prepared: Prepared, tokens_per_batch: int) -> dict[str, int]:
+def tokens_per_second(taggers: dict[str, Tagger], prepared: Prepared) -> dict[str, int]:
     """Returns how many real tokens each processes per second: the best of three rounds, in turns."""
     best = dict.fromkeys(taggers, 0)
     for _ in range(3):
         for name, tagger in taggers.items():
             begun = time.perf_counter()
-            token_logits(tagger, prepared, tokens_per_batch)
+            token_logits(tagger, prepared)
             best[name] = max(best[name], round(len(prepared.tokens.ids) / (time.perf_counter() - begun)))
     return best

@@ -152,11 +152,11 @@ def test_gold_counts_only_where_it_is_known() -> None:
 
 @pytest.fixture
 def lessons(tmp_path: Path, teacher: NerModel) -> list[Lesson]:
-    tagger = teacher.tagger(CPU, torch.float32)
+    tagger = teacher.tagger(CPU, torch.float32, 200)
     found = []
     for name, documents in (("train", make_corpus(6)), ("unlabelled", make_corpus(9, first=50))):
         cache = build(tmp_path / name, documents, teacher.tokenizer, windows=WINDOWS, labels=LABELS)
-        found.append(Lesson(cache, teacher_logits(tmp_path / "logits", name, cache, tagger, "t", 200), name == "train"))
+        found.append(Lesson(cache, teacher_logits(tmp_path / "logits", name, cache, tagger, "t"), name == "train"))
     return found
 
 
@@ -164,10 +164,10 @@ def test_the_teachers_logits_are_those_that_it_predicts_with(tmp_path: Path, tea
     """`inference.token_logits`, which every prediction goes through, is the oracle."""
     documents = make_corpus(7)
     cache = build(tmp_path / "cache", documents, teacher.tokenizer, windows=WINDOWS)
-    tagger = teacher.tagger(CPU, torch.float32)
-    found = teacher_logits(tmp_path / "logits", "train", cache, tagger, "teacher", 200)
+    tagger = teacher.tagger(CPU, torch.float32, 200)
+    found = teacher_logits(tmp_path / "logits", "train", cache, tagger, "teacher")
     sections = [section for document in documents for section in document.sections]
-    expected = token_logits(tagger, prepare(sections, tagger), 200)
+    expected = token_logits(tagger, prepare(sections, tagger))
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
@@ -207,8 +207,8 @@ def test_a_killed_computation_of_logits_goes_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(module, "_WINDOWS_PER_CHUNK", chunk)
     cache = build(tmp_path / "cache", make_corpus(8), teacher.tokenizer, windows=WINDOWS)
-    tagger = teacher.tagger(CPU, torch.float32)
-    whole = teacher_logits(tmp_path / "whole", "train", cache, tagger, "t", 200)
+    tagger = teacher.tagger(CPU, torch.float32, 200)
+    whole = teacher_logits(tmp_path / "whole", "train", cache, tagger, "t")
 
     class Killed(BaseException):
         pass
@@ -218,12 +218,12 @@ def test_a_killed_computation_of_logits_goes_on_to_the_same_bytes(
             raise Killed
 
     with pytest.raises(Killed):
-        teacher_logits(tmp_path / "killed", "train", cache, tagger, "t", 200, kill)
+        teacher_logits(tmp_path / "killed", "train", cache, tagger, "t", kill)
     partial = tmp_path / "killed/train.f16.partial"
     with partial.open("ab") as file:
         file.write(b"xyz")  # a row that was cut off
     seen: list[int] = []
-    resumed = teacher_logits(tmp_path / "killed", "train", cache, tagger, "t", 200, seen.append)
+    resumed = teacher_logits(tmp_path / "killed", "train", cache, tagger, "t", seen.append)
     assert seen[0] >= 2 * chunk
     assert resumed.tobytes() == whole.tobytes()
 
@@ -231,12 +231,12 @@ def test_a_killed_computation_of_logits_goes_on_to_the_same_bytes(
 def test_logits_of_another_teacher_or_of_other_documents_are_refused(tmp_path: Path, teacher: NerModel) -> None:
     cache = build(tmp_path / "cache", make_corpus(3), teacher.tokenizer, windows=WINDOWS)
     other = build(tmp_path / "other", make_corpus(4), teacher.tokenizer, windows=WINDOWS)
-    tagger = teacher.tagger(CPU, torch.float32)
-    teacher_logits(tmp_path / "logits", "train", cache, tagger, "one", 200)
+    tagger = teacher.tagger(CPU, torch.float32, 200)
+    teacher_logits(tmp_path / "logits", "train", cache, tagger, "one")
     with pytest.raises(NertoolError, match="another teacher"):
-        teacher_logits(tmp_path / "logits", "train", cache, tagger, "two", 200)
+        teacher_logits(tmp_path / "logits", "train", cache, tagger, "two")
     with pytest.raises(NertoolError, match="other documents or windows"):
-        teacher_logits(tmp_path / "logits", "train", other, tagger, "one", 200)
+        teacher_logits(tmp_path / "logits", "train", other, tagger, "one")
     path = tmp_path / "logits/train.f16"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(NertoolError, match="is damaged"):
@@ -245,7 +245,7 @@ def test_logits_of_another_teacher_or_of_other_documents_are_refused(tmp_path: P
 
 def test_hidden_states_are_matched_layer_by_layer(lessons: list[Lesson], teacher: NerModel) -> None:
     """A student that is its teacher differs in nothing; the difference of another is written out by hand."""
-    tagger = teacher.tagger(CPU, torch.float32)
+    tagger = teacher.tagger(CPU, torch.float32, 200)
     both = distillation_task(lessons, teacher, DistillSettings(hidden_weight=2.0), tagger)
     batch = both.load_batch(np.array([0, 1, len(lessons[0].cache.windows)]))
     assert batch.teacher_hidden is not None
@@ -398,12 +398,12 @@ def test_a_cache_of_any_classes_is_unlabelled_text(trained: Path) -> None:
 
 def test_logits_are_computed_by_one_process_at_a_time(tmp_path: Path, teacher: NerModel) -> None:
     cache = build(tmp_path / "cache", make_corpus(3), teacher.tokenizer, windows=WINDOWS)
-    tagger = teacher.tagger(CPU, torch.float32)
+    tagger = teacher.tagger(CPU, torch.float32, 200)
     (tmp_path / "logits").mkdir()
     with exclusive(tmp_path / "logits/train"), pytest.raises(NertoolError, match="another nertool is working on"):
-        teacher_logits(tmp_path / "logits", "train", cache, tagger, "t", 200)
+        teacher_logits(tmp_path / "logits", "train", cache, tagger, "t")
     (tmp_path / "logits/train.f16").write_bytes(b"left by somebody")
-    assert len(teacher_logits(tmp_path / "logits", "train", cache, tagger, "t", 200)) == len(cache.tokens)
+    assert len(teacher_logits(tmp_path / "logits", "train", cache, tagger, "t")) == len(cache.tokens)
 
 
 def test_a_report_that_is_missing_is_made_again(trained: Path) -> None:

@@ -66,7 +66,7 @@ def plain(trained: Path) -> Path:
 
 def logits_of(folder: Path) -> np.ndarray:
     tagger = load_tagger(folder, PredictSettings(precision="fp32"))
-    return token_logits(tagger, prepare(SECTIONS, tagger), 300)
+    return token_logits(tagger, prepare(SECTIONS, tagger))
 
 
 def test_an_onnx_model_computes_what_the_original_computes(trained: Path, onnx_model: Path) -> None:

@@ -59,12 +59,12 @@ def test_every_family_trains_predicts_saves_and_loads(tmp_path: Path, family: st
     optimizer.step()
     sections = [section for document in make_corpus(3) for section in document.sections]
     tagger = model.tagger(torch.device("cpu"), torch.float32)
-    expected = predict_sections(tagger, prepare(sections, tagger), 200)
+    expected = predict_sections(tagger, prepare(sections, tagger))
     (tmp_path / "model").mkdir()
     save_model(model, tmp_path / "model", {})
     loaded = load_model(tmp_path / "model")
     tagger = loaded.tagger(torch.device("cpu"), torch.float32)
-    assert predict_sections(tagger, prepare(sections, tagger), 200) == expected
+    assert predict_sections(tagger, prepare(sections, tagger)) == expected
     assert loaded.decisions == model.decisions
 
 

@@ -56,7 +56,7 @@ class Fitting:
         self.cache: WindowCache = build(folder / "cache", self.documents, tokenizer, windows=WINDOWS)
         seed_everything(settings.seed)
         self.model: NerModel = new_model(model_settings, WINDOWS, self.cache.scheme)
-        self.tagger = self.model.tagger(CPU, torch.float32)
+        self.tagger = self.model.tagger(CPU, torch.float32, 200)
         self.optimizer = make_optimizer(self.model.network, settings)
         self.scaler = make_scaler(CPU, torch.float32)
         self.plan = plan_of(self.cache, settings)
@@ -98,7 +98,7 @@ def test_a_small_model_learns_a_small_corpus_by_heart(tmp_path: Path, backbone: 
     losses = [report.loss for report in run.steps() if report.loss is not None]
     assert losses[-1] < losses[0] / 20
     sections = [section for document in run.documents for section in document.sections]
-    predicted = predict_sections(run.tagger, prepare(sections, run.tagger), 500)
+    predicted = predict_sections(run.tagger, prepare(sections, run.tagger))
     gold = {(i, e.label, e.spans) for i, section in enumerate(sections) for e in section.entities}
     found = {(i, e.label, e.spans) for i, entities in enumerate(predicted) for e in entities}
     assert len(gold & found) / len(gold | found) > 0.95
@@ -148,7 +148,7 @@ def test_evaluating_between_steps_leaves_the_model_in_training_mode_and_the_resu
     list(plain.steps())
     prepared = prepare([section for document in evaluated.documents for section in document.sections], evaluated.tagger)
     for _ in evaluated.steps():
-        predict_sections(evaluated.tagger, prepared, 500)
+        predict_sections(evaluated.tagger, prepared)
         assert evaluated.model.network.training
     assert same(plain.weights(), evaluated.weights())
 
@@ -369,7 +369,7 @@ def test_predictions_do_not_depend_on_the_batch_size(tmp_path: Path, backbone: P
     run = Fitting(tmp_path, backbone)
     sections = [section for document in run.documents for section in document.sections]
     prepared = prepare(sections, run.tagger)
-    one, many = (predict_sections(run.tagger, prepared, budget) for budget in (1, 5000))
+    one, many = (predict_sections(replace(run.tagger, tokens_per_batch=budget), prepared) for budget in (1, 5000))
     assert [[replace(e, score=None) for e in entities] for entities in one] == [
         [replace(e, score=None) for e in entities] for entities in many
     ]
@@ -384,7 +384,7 @@ def test_windows_are_never_padded_to_the_tokenizers_maximum(tmp_path: Path, back
     )
     sections = [section for document in run.documents for section in document.sections]
     prepared = prepare(sections, run.tagger)
-    predict_sections(run.tagger, prepared, 200)
+    predict_sections(run.tagger, prepared)
     handle.remove()
     assert max(widths) == prepared.windows.lengths.max() + 2 <= WINDOWS.max_tokens
     assert min(widths) < max(widths)

@@ -202,7 +202,9 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     write_rejected(reading, output / "rejected.jsonl")
     report_reading(reading)
     teacher.to(device)
-    tagger = teacher.tagger(device, choose_precision(settings.train.precision, device))
+    tagger = teacher.tagger(
+        device, choose_precision(settings.train.precision, device), settings.predict.tokens_per_batch
+    )
     cache = training_cache(train_source, train_scan, output / "cache", teacher.tokenizer, teacher.scheme, settings)
     show_cache(cache.info)
     caches = {"train": cache}
@@ -212,7 +214,7 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
         )
         say(f"{more_scan.documents:,} documents without gold, {len(caches['unlabelled'].tokens):,} tokens")
     weights = weights_digest(teacher_folder)
-    lessons = [Lesson(cache, _ask(tagger, cache, logits, name, weights, settings), name == "train")
+    lessons = [Lesson(cache, _ask(tagger, cache, logits, name, weights), name == "train")
                for name, cache in caches.items()]  # fmt: skip
     places = [{"cache": str(lesson.cache.path), "labelled": lesson.labelled} for lesson in lessons]
     tell({"lessons": places, "logits": str(logits), "teacher": weights, "eval": eval_scan.digest})
@@ -264,7 +266,9 @@ def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Sett
     student = make_student(teacher, settings)
     device = choose_device(settings.train.device, local_rank())
     teacher.to(device)
-    tagger = teacher.tagger(device, choose_precision(settings.train.precision, device))
+    tagger = teacher.tagger(
+        device, choose_precision(settings.train.precision, device), settings.predict.tokens_per_batch
+    )
     lessons = []
     for place in job["lessons"]:
         cache = open_cache(Path(place["cache"]))
@@ -307,12 +311,12 @@ def make_student(teacher: "NerModel", settings: "Settings") -> "NerModel":
     return student_of_backbone(teacher, settings.model.model_copy(update={"name": settings.distill.student}))
 
 
-def _ask(tagger: Any, cache: "WindowCache", folder: Path, name: str, digest: str, settings: "Settings") -> Any:
+def _ask(tagger: Any, cache: "WindowCache", folder: Path, name: str, digest: str) -> Any:
     from nertool.console import progress
     from nertool.teacher_logits import teacher_logits
 
     with progress(f"asking the teacher ({name})", len(cache.windows), "windows") as advance:
-        return teacher_logits(folder, name, cache, tagger, digest, settings.predict.tokens_per_batch, advance)
+        return teacher_logits(folder, name, cache, tagger, digest, advance)
 
 
 def compare(teacher: Path, student: Path, documents: Any, settings: "Settings") -> dict[str, Any]:
@@ -343,7 +347,7 @@ def compare(teacher: Path, student: Path, documents: Any, settings: "Settings") 
     for _ in range(3):
         for name, tagger in taggers.items():
             begun = time.perf_counter()
-            predict_sections(tagger, splits[name].prepared, settings.predict.tokens_per_batch)
+            predict_sections(tagger, splits[name].prepared)
             rate = round(len(splits[name].prepared.tokens.ids) / (time.perf_counter() - begun))
             sides[name]["tokens_per_second"] = max(rate, sides[name]["tokens_per_second"])
     metric = settings.train.metric

@@ -174,7 +174,7 @@ def _tune(model_folder: Path, source: Path, settings: Any) -> None:
     tagger = load_tagger(model_folder, settings.predict)
     documents = Source(source, settings, ReadReport()).read_all()
     prepared = prepare([section for document in documents for section in document.sections], tagger)
-    logits = token_logits(tagger, prepared, settings.predict.tokens_per_batch)
+    logits = token_logits(tagger, prepared)
     before = tagger.decisions
     thresholds = tune_thresholds(logits, prepared.tokens, prepared.sections, before)
     change_thresholds(model_folder, thresholds, {"documents": str(source), "count": len(documents)})
@@ -200,9 +200,7 @@ def _predict(
     gold_documents = Source(source, settings, reading).read_all()
     predicted_documents: list[Document] = []
     with progress("predicting", len(gold_documents), "documents") as advance:
-        for chunk in predict_documents(
-            tagger, gold_documents, settings.predict.tokens_per_batch, settings.predict.documents_per_chunk
-        ):
+        for chunk in predict_documents(tagger, gold_documents, settings.predict.documents_per_chunk):
             predicted_documents += chunk
             advance(len(predicted_documents))
     sections = [section for document in gold_documents for section in document.sections]

@@ -98,9 +98,7 @@ def run_predict(
     }
     with PredictionOutput(output, job) as writer, progress("predicting", scanned.documents, "documents") as advance:
         documents = islice(read(ReadReport()), writer.documents, None)
-        for chunk in predict_documents(
-            tagger, documents, settings.predict.tokens_per_batch, settings.predict.documents_per_chunk
-        ):
+        for chunk in predict_documents(tagger, documents, settings.predict.documents_per_chunk):
             writer.write(chunk)
             advance(writer.documents)
         writer.finish(reading)

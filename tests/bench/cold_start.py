@@ -25,7 +25,7 @@ def main():
     imported = time.perf_counter()
     tagger = load_tagger(Path(sys.argv[1]), PredictSettings())
     loaded = time.perf_counter()
-    (documents,) = predict_documents(tagger, [Document("1", (Section("title", TEXT),))], 8192, 256)
+    (documents,) = predict_documents(tagger, [Document("1", (Section("title", TEXT),))], 256)
     done = time.perf_counter()
     print(f"runs on: {tagger.runs_on}; of torch, transformers and safetensors there is {', '.join(here) or 'none'}")
     print(f"found: {', '.join(f'{one.match} ({one.label})' for one in documents[0].sections[0].entities)}")

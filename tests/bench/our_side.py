@@ -111,9 +111,7 @@ def infer(folder, output):
     found = []
 
     def work():
-        for chunk in predict_documents(
-            trained["tagger"], given, settings.tokens_per_batch, settings.documents_per_chunk
-        ):
+        for chunk in predict_documents(trained["tagger"], given, settings.documents_per_chunk):
             found.extend(chunk)
         return {"tokens": tokens}
 
