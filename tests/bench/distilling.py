@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8, help="without more texts")
-    parser.add_argument("--unlabelled-epochs", type=int, default=3, help="with them")
+    parser.add_argument("--unlabelled-epochs", type=int, default=2, help="with them")
     parser.add_argument("--set", action="append", default=[], help="settings of the distillations")
     arguments = parser.parse_args()
     folder = arguments.folder
