@@ -1,6 +1,6 @@
 """Exported models beside KAZU 2.4.0's own step: size, quality and speed on a CPU, in one run, in turns.
 
-    nox -s bench_kazu -- serving TEACHER STUDENT TEST.PubTator TEXTS [--rounds 3] [--documents 40] [--markdown FILE]
+    nox -s bench_kazu -- serving TEACHER STUDENT TEST.PubTator TEXTS [--smaller MODEL] [--rounds 3]
 
 TEACHER and STUDENT are model folders of `nertool train` and `nertool distill`, TEXTS documents on which exports must
 decide like their originals. KAZU's step gets the teacher as `nertool export --format kazu` writes it, and pads each
@@ -41,6 +41,7 @@ def main():
     parser.add_argument("student", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("texts", type=Path)
+    parser.add_argument("--smaller", type=Path, help="a smaller student")
     parser.add_argument("--kazu", required=True, help="the Python of an environment with KAZU 2.4.0")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=40)
@@ -48,12 +49,16 @@ def main():
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     models = {"teacher": arguments.teacher, "student": arguments.student}
+    variants = dict(VARIANTS)
+    if arguments.smaller:
+        models["smaller student"] = arguments.smaller
+        variants["smaller student, openvino int8"] = ("smaller student", "openvino", "int8")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         documents = [record.document for record in read_pubtator(arguments.test) if record.document]
         test = write(folder / "test", documents)
         rows = {}
-        for name, (model, form, precision) in VARIANTS.items():
+        for name, (model, form, precision) in variants.items():
             path = folder / name
             rows[name] = {**export(models[model], path, form, precision, test, arguments.texts), "path": path}
         for model, path in models.items():
