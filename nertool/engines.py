@@ -6,7 +6,7 @@ torch's engine is in `model.py`; the ones here need neither torch nor transforme
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -59,8 +59,10 @@ class Tagger:
         return self.decisions.windows.max_tokens - self.tokenizer.special_tokens
 
 
-def customary_tokens_per_batch(device: str) -> int:
-    """Returns how many tokens a batch had best have on a kind of device; on CPUs measured (docs/log.md)."""
+def choose_tokens_per_batch(wanted: int | Literal["auto"], device: str) -> int:
+    """Returns how many tokens a batch has on a kind of device; the one for CPUs is measured (docs/log.md)."""
+    if wanted != "auto":
+        return wanted
     return 1024 if device == "cpu" else 8192
 
 

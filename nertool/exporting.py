@@ -19,7 +19,7 @@ from nertool.kazu_export import write_kazu
 from nertool.model import NerModel, save_model
 from nertool.onnx_export import linear_layers, to_fp16, to_int8, write_onnx
 from nertool.openvino_export import write_openvino
-from nertool.packing import pack_by_length, pad_ids
+from nertool.packing import padded_batches
 from nertool.settings import PredictSettings
 from nertool.verification import Parity, compare, refer, tokens_per_second
 
@@ -258,10 +258,6 @@ def layer_groups(layers: Sequence[str]) -> dict[str, list[str]]:
 
 def calibration_batches(prepared: Prepared, model: NerModel) -> list[tuple[Longs, Longs]]:
     """Returns the windows of some texts as ids and masks, in batches of about one length."""
-    windows, ids = prepared.windows, prepared.tokens.ids
-    lengths = windows.lengths + model.tokenizer.special_tokens
-    batches = pack_by_length(lengths, np.argsort(-lengths, kind="stable"), _TOKENS_PER_CALIBRATION_BATCH)
-    return [
-        pad_ids([ids[windows.starts[i] : windows.ends[i]].astype(np.int64) for i in batch], model.tokenizer)
-        for batch in batches
-    ]
+    windows, ids, budget = prepared.windows, prepared.tokens.ids, _TOKENS_PER_CALIBRATION_BATCH
+    batches = padded_batches(ids, windows.starts, windows.lengths, model.tokenizer, budget)
+    return [(batch_ids, mask) for _, batch_ids, mask in batches]

@@ -17,12 +17,12 @@ from nertool.engines import (
     OnnxRuntimeEngine,
     OpenVinoEngine,
     Tagger,
-    customary_tokens_per_batch,
+    choose_tokens_per_batch,
     is_installed,
     require,
 )
 from nertool.errors import NertoolError
-from nertool.packing import pack_by_length, pad_ids
+from nertool.packing import padded_batches
 from nertool.provenance import without_provenance
 from nertool.settings import PredictSettings
 from nertool.windows import SectionTokenizer, Tokens, Windows, plan_windows
@@ -85,7 +85,7 @@ def load_exported(
     else:
         running = OpenVinoEngine(folder / exported["model"], "fp32" if precision == "fp32" else "bf16")
     tokenizer = SectionTokenizer.wrap(Tokenizer.from_file(str(folder / "tokenizer.json")), exported["pad_id"])
-    size = customary_tokens_per_batch("cpu") if tokens_per_batch == "auto" else tokens_per_batch
+    size = choose_tokens_per_batch(tokens_per_batch, "cpu")
     return Tagger(running, tokenizer, decisions, f"{engine} on cpu in {precision}", size)
 
 
@@ -168,13 +168,12 @@ def token_logits(tagger: Tagger, prepared: Prepared, should_stop: Callable[[], N
     """
     windows, tokens = prepared.windows, prepared.tokens
     logits = np.zeros((len(tokens.ids), tagger.decisions.scheme.channels), np.float32)
-    lengths = windows.lengths + tagger.tokenizer.special_tokens
-    longest_first = np.argsort(-lengths, kind="stable")
     before = len(tagger.tokenizer.prefix)
-    for batch in pack_by_length(lengths, longest_first, tagger.tokens_per_batch):
+    for batch, ids, mask in padded_batches(
+        tokens.ids, windows.starts, windows.lengths, tagger.tokenizer, tagger.tokens_per_batch
+    ):
         should_stop()
-        rows = [tokens.ids[windows.starts[i] : windows.ends[i]].astype(np.int64) for i in batch]
-        found = tagger.engine(*pad_ids(rows, tagger.tokenizer))
+        found = tagger.engine(ids, mask)
         for row, window in enumerate(batch):
             first, last = int(windows.owned_starts[window]), int(windows.owned_ends[window])
             shift = before - int(windows.starts[window])

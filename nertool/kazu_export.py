@@ -15,7 +15,7 @@ from nertool.artefacts import Decisions
 from nertool.errors import NertoolError
 from nertool.files import write_atomic, write_json
 from nertool.kazu_processor import OUTSIDE
-from nertool.model import NerModel
+from nertool.model import NerModel, save_network
 from nertool.windows import SectionTokenizer, take_texts_literally
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def write_kazu(model: NerModel, folder: Path) -> None:
         )
     tokenizer = offsets_without_blanks(model.tokenizer.backend)
     network = network_for_kazu(model.network, decisions)
-    network.save_pretrained(folder, max_shard_size="1000GB")
+    save_network(network, folder)
     write_atomic(folder / "tokenizer.json", tokenizer.to_str().encode())
     write_json(folder / "tokenizer_config.json", _tokenizer_config(model.hub_tokenizer, model.tokenizer))
     write_atomic(folder / STEP_FILE, _step(decisions, model.tokenizer.special_tokens).encode())

@@ -14,7 +14,7 @@ import torch
 
 from nertool.artefacts import Decisions, read_facts, write_facts
 from nertool.devices import autocast
-from nertool.engines import Tagger, customary_tokens_per_batch
+from nertool.engines import Tagger, choose_tokens_per_batch
 from nertool.errors import NertoolError
 from nertool.labels import LabelScheme
 from nertool.settings import ModelSettings, WindowSettings
@@ -62,7 +62,7 @@ class NerModel:
     ) -> Tagger:
         """Returns what predicts with this network, which is on the device already; it follows further training."""
         engine = TorchEngine(self.network, device, precision)
-        size = customary_tokens_per_batch(device.type) if tokens_per_batch == "auto" else tokens_per_batch
+        size = choose_tokens_per_batch(tokens_per_batch, device.type)
         return Tagger(engine, self.tokenizer, self.decisions, _runs_on(device, precision), size)
 
 
@@ -128,7 +128,7 @@ def kazu_tagger(
     network.to(device)  # type: ignore[arg-type]
     engine = _KazuEngine(TorchEngine(network, device, precision), decisions.logit_thresholds)
     scheme = LabelScheme(decisions.scheme.labels, begin=False)
-    size = customary_tokens_per_batch(device.type) if tokens_per_batch == "auto" else tokens_per_batch
+    size = choose_tokens_per_batch(tokens_per_batch, device.type)
     return Tagger(engine, tokenizer, replace(decisions, scheme=scheme), _runs_on(device, precision), size)
 
 
@@ -255,16 +255,25 @@ def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
         folder: An existing empty folder; the caller makes it appear whole.
         facts: What else nertool.json should tell, such as the metrics and where the annotations come from.
     """
+    save_network(model.network, folder)
+    model.hub_tokenizer.save_pretrained(folder)
+    write_facts(folder, model.decisions, {"torch_version": torch.__version__, **facts})
+
+
+def save_network(network: "PreTrainedModel", folder: Path) -> None:
+    """Writes config.json and one model.safetensors.
+
+    Raises:
+        OSError: If the disk is full.
+    """
     from safetensors import SafetensorError  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415
 
     logging.disable_progress_bar()
     try:
-        model.network.save_pretrained(folder, max_shard_size="1000GB")
+        network.save_pretrained(folder, max_shard_size="1000GB")
     except SafetensorError as error:  # how it reports a full disk
         raise OSError(errno.EIO, f"model.safetensors can't be written: {error}") from error
-    model.hub_tokenizer.save_pretrained(folder)
-    write_facts(folder, model.decisions, {"torch_version": torch.__version__, **facts})
 
 
 def check_window(windows: WindowSettings, tokenizer: SectionTokenizer, config: Any, name: str) -> None:

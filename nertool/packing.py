@@ -1,8 +1,10 @@
 """Windows → padded batches of token ids, for training and for every engine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nertool.windows import Longs, SectionTokenizer
 
@@ -28,6 +30,27 @@ def pack_by_length(lengths: Longs, order: Longs, budget: int) -> list[Longs]:
     if start < len(order):
         batches.append(order[start:])
     return batches
+
+
+def padded_batches(
+    ids: npt.NDArray[Any], starts: npt.NDArray[Any], lengths: npt.NDArray[Any], tokenizer: SectionTokenizer, budget: int
+) -> Iterator[tuple[Longs, Longs, Longs]]:
+    """Gives windows in batches of about one length, the longest first.
+
+    Args:
+        ids: Token ids of whole texts, `(tokens,)`.
+        starts: First token of each window, `(windows,)`.
+        lengths: Tokens of each window without special tokens, `(windows,)`.
+        tokenizer: Knows the special tokens.
+        budget: Most tokens of a batch, padding included.
+
+    Yields:
+        The numbers of a batch's windows, `(batch,)`, their ids and mask, `(batch, tokens)`; all int64.
+    """
+    whole = lengths.astype(np.int64) + tokenizer.special_tokens
+    for batch in pack_by_length(whole, np.argsort(-whole, kind="stable"), budget):
+        rows = [ids[starts[i] : starts[i] + lengths[i]].astype(np.int64) for i in batch]
+        yield batch, *pad_ids(rows, tokenizer)
 
 
 def pad_ids(rows: Sequence[Longs], tokenizer: SectionTokenizer) -> tuple[Longs, Longs]:

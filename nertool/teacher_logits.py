@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nertool.engines import Tagger
 from nertool.errors import NertoolError
 from nertool.files import exclusive, publish_file, read_json, write_json
-from nertool.packing import pack_by_length, pad_ids
+from nertool.packing import padded_batches
 from nertool.window_cache import WindowCache
 
 Halves = npt.NDArray[np.float16]
@@ -111,14 +111,12 @@ def _compute(partial: Path, cache: WindowCache, teacher: Tagger, on_windows: Cal
 
 def _logits(windows: npt.NDArray[Any], cache: WindowCache, teacher: Tagger) -> Halves:
     """Returns the logits of the tokens that some windows own, one after the other, `(tokens, channels)`."""
-    lengths = windows["length"].astype(np.int64) + teacher.tokenizer.special_tokens
     bounds = np.cumsum([0, *windows["owned_length"].tolist()])
     found = np.empty((bounds[-1], teacher.decisions.scheme.channels), np.float16)
     before = len(teacher.tokenizer.prefix)
-    for batch in pack_by_length(lengths, np.argsort(-lengths, kind="stable"), teacher.tokens_per_batch):
-        ranges = [(int(windows[i]["start"]), int(windows[i]["length"])) for i in batch]
-        rows = [cache.tokens[start : start + length].astype(np.int64) for start, length in ranges]
-        logits = teacher.engine(*pad_ids(rows, teacher.tokenizer))
+    starts, lengths = windows["start"], windows["length"].astype(np.int64)
+    for batch, ids, mask in padded_batches(cache.tokens, starts, lengths, teacher.tokenizer, teacher.tokens_per_batch):
+        logits = teacher.engine(ids, mask)
         for row, i in enumerate(batch):
             first = before + int(windows[i]["owned_start"])
             found[bounds[i] : bounds[i + 1]] = logits[row, first : first + int(windows[i]["owned_length"])]

@@ -90,6 +90,8 @@ def run_export(
     """
     from functools import partial
 
+    import torch
+
     from nertool.artefacts import read_facts
     from nertool.commands.demo import sample_data
     from nertool.console import say
@@ -109,7 +111,7 @@ def run_export(
     if facts.get("export", {}).get("format", "hf") != "hf":
         raise NertoolError(f"{model_folder} is an export itself", "name the `model` folder of the training run")
     model = load_model(model_folder)
-    original = model.tagger(_cpu(), _fp32())
+    original = model.tagger(torch.device("cpu"), torch.float32)
     reading = ReadReport()
     documents = Source(parity or sample_data() / "texts", settings, reading, texts=True).read_all()
     sections = [section for document in documents for section in document.sections]
@@ -129,18 +131,6 @@ def run_export(
 _KEPT_FACTS = (
     "scores", "backbone", "teacher", "train", "eval", "unlabelled", "annotators", "step", "tuned", "torch_version"
 )  # fmt: skip
-
-
-def _cpu() -> Any:
-    import torch
-
-    return torch.device("cpu")
-
-
-def _fp32() -> Any:
-    import torch
-
-    return torch.float32
 
 
 def _check_f1(
