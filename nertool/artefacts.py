@@ -69,10 +69,10 @@ class Decisions:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Returns what a model's `nertool.json` tells, after making sure that the model's files are those it tells of.
+    """Returns what a model's `nertool.json` tells; whether it tells of the files that are there, `check_files` says.
 
     Raises:
-        NertoolError: If the folder is no model of nertool, or damaged.
+        NertoolError: If the folder is no model of nertool.
     """
     if not folder.is_dir():
         raise NertoolError(f"{folder} is not a model folder", "name the `model` folder of a training run")
@@ -86,6 +86,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{folder / NERTOOL_FILE} has format {facts.get('format')!r}, this nertool knows {FORMAT_VERSION}",
             "use the nertool version that wrote it",
         )
+    return facts
+
+
+def check_files(folder: Path, facts: dict[str, Any]) -> None:
+    """Makes sure that the files of an exported model are those that were exported; reads them all.
+
+    Raises:
+        NertoolError: If one is missing, or another one.
+    """
     for name, digest in facts.get("files", {}).items():
         if not (folder / name).is_file():
             raise NertoolError(f"{folder} is damaged: {name} is missing", "copy the whole folder, or export it again")
@@ -93,7 +102,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
             raise NertoolError(
                 f"{folder} is damaged: {name} is not the file that was exported", "copy it again, or export it again"
             )
-    return facts
 
 
 def write_facts(folder: Path, decisions: Decisions, facts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nertool.artefacts import Decisions, read_facts
+from nertool.artefacts import Decisions, check_files, read_facts
 from nertool.decoding import Floats, decode
 from nertool.documents import Document, Entity, Section, Span
 from nertool.engines import (
@@ -38,6 +38,8 @@ def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
     """
     facts = read_facts(folder)
     exported = facts.get("export")
+    if exported is not None and exported["format"] != "hf":  # `load_model` looks for itself
+        check_files(folder, facts)
     if exported is None or exported["format"] in ("hf", "kazu"):
         if settings.engine not in ("auto", "torch"):
             raise NertoolError(

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import torch
 
-from nertool.artefacts import Decisions, read_facts, write_facts
+from nertool.artefacts import Decisions, check_files, read_facts, write_facts
 from nertool.devices import autocast
 from nertool.engines import Tagger, choose_tokens_per_batch
 from nertool.errors import NertoolError
@@ -219,6 +219,7 @@ def load_model(folder: Path) -> NerModel:
         NertoolError: If the folder is not such a model, or not all of its weights are there.
     """
     facts = read_facts(folder)
+    check_files(folder, facts)
     if (form := facts.get("export", {}).get("format", "hf")) != "hf":
         raise NertoolError(f"{folder} is an export for {form}", "name the `model` folder of the training run")
     if not any(folder.glob("*.safetensors")):
