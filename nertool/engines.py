@@ -3,7 +3,6 @@
 torch's engine is in `model.py`; the ones here need neither torch nor transformers.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,6 +12,7 @@ import numpy as np
 from nertool.artefacts import Decisions
 from nertool.decoding import Floats
 from nertool.errors import NertoolError
+from nertool.extras import require
 from nertool.windows import Longs, SectionTokenizer
 from nertool.workers import usable_cores
 
@@ -126,24 +126,6 @@ class OpenVinoEngine:
         """Returns logits; see `Engine`."""
         self._request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)
         return np.array(self._request.get_tensor("logits").data, np.float32)  # a copy: the next batch overwrites it
-
-
-_EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "openvino": "openvino", "nncf": "openvino"}
-
-
-def is_installed(package: str) -> bool:
-    """Tells whether an optional package is there."""
-    return importlib.util.find_spec(package) is not None
-
-
-def require(package: str) -> None:
-    """Makes sure that an optional package is there.
-
-    Raises:
-        NertoolError: Naming the extra to install.
-    """
-    if not is_installed(package):
-        raise NertoolError(f"{package} is not installed", f"pip install 'nertool[{_EXTRAS[package]}]'")
 
 
 def _first_line(error: Exception) -> str:

@@ -18,10 +18,9 @@ from nertool.engines import (
     OpenVinoEngine,
     Tagger,
     choose_tokens_per_batch,
-    is_installed,
-    require,
 )
 from nertool.errors import NertoolError
+from nertool.extras import is_installed, require
 from nertool.packing import padded_batches
 from nertool.provenance import without_provenance
 from nertool.settings import PredictSettings

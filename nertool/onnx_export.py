@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nertool.engines import require
+from nertool.extras import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

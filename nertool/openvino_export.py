@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nertool.engines import Longs, require
+from nertool.engines import Longs
+from nertool.extras import require
 from nertool.onnx_export import Logits, silenced
 
 if TYPE_CHECKING:

@@ -308,9 +308,9 @@ def test_what_can_not_be_run_or_exported_is_said(trained: Path, onnx_model: Path
 
 
 def test_a_missing_package_is_named(trained: Path, onnx_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nertool import engines
+    from nertool import extras
 
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     message = refuse("predict", onnx_model, trained / "eval", "out.jsonl")
     assert "onnxruntime is not installed" in message and "pip install 'nertool[onnx]'" in message
     assert "nertool[onnx]" in refuse("export", trained / "run/model", "out", "--format", "onnx")

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -14,8 +15,9 @@ from nertool.errors import NertoolError
 from nertool.formats import FORMATS, ReadReport, read_documents
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter
-from nertool.formats.pubtator import RELATIONS, PubtatorWriter, read_pubtator
+from nertool.formats.pubtator import RELATIONS, PubtatorWriter, pubtator_losses, read_pubtator
 from nertool.formats.reading import write_rejected
+from nertool.formats.text import TextWriter, text_losses
 
 BIORED = Path(__file__).parents[2] / "shared/data/biored"
 JSONL_ENDINGS = [".jsonl", ".jsonl.gz", ".jsonl.zst"]
@@ -326,7 +328,35 @@ def test_plain_texts_are_documents_where_texts_are_wanted(tmp_path):
     ]
     assert read(tmp_path / "a.b.txt")[0] == documents[:1]
     assert "holds no documents" in error_of(tmp_path).message
-    assert FORMATS["text"].writer is None
+
+
+def test_texts_are_written_and_what_they_cannot_hold_is_counted(tmp_path):
+    documents = [
+        Document("a.b", (Section("text", "\ufeffIL-2 é😀\r\nx"),)),
+        Document("c/d", (Section("title", "IL-2"), *make_document("", "TP53 é").sections), {"metadata": {"pmid": 1}}),
+    ]
+    write(TextWriter, tmp_path / "out", documents)
+    assert read(tmp_path / "out", texts=True)[0] == [
+        documents[0],
+        Document("c%2Fd", (Section("text", "IL-2\n\nTP53 é"),)),
+    ]
+    assert not text_losses(documents[0])
+    assert text_losses(documents[1]) == {
+        "entities": 1,
+        "documents whose sections became one text": 1,
+        "section names": 2,
+        "metadata and other facts of documents and sections": 1,
+        "ids that are no file names": 1,
+    }
+
+
+def test_of_a_format_that_is_named_only_files_with_its_endings_are_read_if_there_are_any(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b").write_text("y")
+    documents, report = read(tmp_path, format_name="text")
+    assert ([document.id for document in documents], report.ignored_files) == (["a"], ["b"])
+    (tmp_path / "a.txt").unlink()
+    assert [document.id for document in read(tmp_path, format_name="text")[0]] == ["b"]
 
 
 def test_a_text_that_is_not_utf_8_is_reported_with_its_bytes(tmp_path):
@@ -456,7 +486,7 @@ def test_titles_and_abstracts_survive_pubtator_without_loss(documents, tmp_path_
     with PubtatorWriter(file) as writer:
         for document in documents:
             writer.write(document)
-    assert not writer.losses
+    assert not sum(map(pubtator_losses, documents), Counter())
     again = [record.document for record in read_pubtator(file)]
     assert list(map(document_to_json, again)) == list(map(document_to_json, documents))
 
@@ -474,10 +504,11 @@ def test_what_pubtator_cannot_hold_is_counted_and_the_rest_has_right_offsets(tmp
         Section("body", text, entities, {"sentence_spans": [{"start": 0, "end": 20}], "metadata": {"a": 1}}),
         Section("end", "IL-2", (Entity("gene", (Span(0, 4),), "IL-2"),)),
     )
+    documents = [Document("a|b", sections, {"metadata": {"pmid": 1}}), Document("empty", ())]
     with PubtatorWriter(tmp_path / "a.pubtator") as writer:
-        writer.write(Document("a|b", sections, {"metadata": {"pmid": 1}}))
-        writer.write(Document("empty", ()))
-    assert writer.losses == {
+        for document in documents:
+            writer.write(document)
+    assert sum(map(pubtator_losses, documents), Counter()) == {
         "discontinuous entities (left out)": 1,
         "scores, mappings and other facts of entities": 3,
         "documents whose sections beyond the title became one abstract": 1,
@@ -515,5 +546,5 @@ def test_biored_is_read_whole_and_survives_every_format(tmp_path, name, document
         with FORMATS[to_format].writer(tmp_path / path) as writer:
             for document in original:
                 writer.write(document)
-        assert not writer.losses
+        assert not any(map(FORMATS[to_format].losses or (lambda _: None), original))
         assert {document.id: document_to_json(document) for document in read(tmp_path / path)[0]} == expected

@@ -1,22 +1,30 @@
 """`nertool convert`: documents between file formats."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, command, settings_from
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nertool.documents import Document
+
 
 @command
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A file, or a folder of files.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder (kazu) or file (other formats) to make.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to make.")],
     from_format: Annotated[
-        str | None, typer.Option("--from", help="kazu, jsonl, pubtator or text; by default the file's ending tells.")
+        str | None,
+        typer.Option("--from", metavar="FORMAT", help="The format of IN; unset: as its ending tells."),
     ] = None,
     to_format: Annotated[
-        str | None, typer.Option("--to", help="kazu, jsonl or pubtator; by default OUT's ending tells, else kazu.")
+        str | None,
+        typer.Option("--to", metavar="FORMAT", help="The format of OUT; unset: as its ending tells."),
     ] = None,
     force: Force = False,
     skip_invalid: SkipInvalid = None,
@@ -24,7 +32,9 @@ def convert(
     config: Config = None,
     assignments: Set = None,
 ) -> None:
-    """Convert documents between formats; says what a format can't hold.
+    """Convert documents between formats; says first what a format can't hold.
+
+    Formats: kazu, jsonl, pubtator, text.
 
     nertool convert corpus.PubTator documents/ --from pubtator --to kazu
     """
@@ -36,8 +46,6 @@ def convert(
         print_json(result)
     else:
         say(f"{result['written']:,} documents with {result['read']['entities']:,} entities written to {output}")
-        for loss, count in result["losses"].items():
-            say(f"  lost in {result['to']}: {count:,} {loss}")
 
 
 def run_convert(
@@ -51,44 +59,47 @@ def run_convert(
     Raises:
         NertoolError: If a format is unknown, documents are invalid or the output can't be made.
     """
-    from nertool.console import progress
-    from nertool.errors import NertoolError, nearest_name
-    from nertool.files import check_output, new_folder, partial_path, publish_file
-    from nertool.formats import FORMATS, ReadReport, read_documents
-    from nertool.formats.reading import report_reading, write_rejected
+    from nertool.console import progress, say
+    from nertool.files import check_output, exclusive, new_folder, partial_path, publish_file
+    from nertool.formats import ReadReport, read_documents
+    from nertool.formats.reading import choose_format, format_to_write, report_reading, write_rejected
 
-    to_format = to_format or next(
-        (name for name, known in FORMATS.items() if output.name.lower().endswith(known.endings) and name != "kazu"),
-        "kazu",
-    )
-    for name in (from_format, to_format):
-        if name is not None and name not in FORMATS:
-            raise NertoolError(f"unknown format {name!r}{nearest_name(name, FORMATS)}", f"known: {', '.join(FORMATS)}")
-    writer_type = FORMATS[to_format].writer
-    if writer_type is None:
-        raise NertoolError(f"nertool reads the format {to_format}, but can't write it", "use kazu, jsonl or pubtator")
+    if from_format is not None:
+        choose_format(from_format)
+    to_name, to = format_to_write(output, to_format)
     report = ReadReport()
-    documents = read_documents(source, report, format_name=from_format, skip_invalid=skip_invalid, texts=True)
 
-    def write(path: Path) -> dict[str, int]:
-        with writer_type(path) as writer, progress("converting", None, "documents") as advance:
-            for document in documents:
+    def read(into: ReadReport) -> "Iterator[Document]":
+        return read_documents(source, into, format_name=from_format, skip_invalid=skip_invalid, texts=True)
+
+    check_output(output, force=force, as_file=not to.folder, source=source)
+    losses: Counter[str] = Counter()
+    with progress("checking", None, "documents") as advance:
+        for document in read(report):
+            if to.losses is not None:
+                losses.update(to.losses(document))
+            advance(report.documents)
+    for loss, count in losses.items():
+        say(f"{to_name} can't hold: {count:,} {loss}")
+
+    def write(path: Path) -> None:
+        with to.writer(path) as writer, progress("writing", report.documents, "documents") as advance:
+            for number, document in enumerate(read(ReadReport()), start=1):
                 writer.write(document)
-                advance(report.documents)
-            return dict(writer.losses)
+                advance(number)
 
-    if to_format == "kazu":
+    if to.folder:
         with new_folder(output, "convert", force=force, source=source) as folder:
-            losses = write(folder)
+            write(folder)
             write_rejected(report, folder / "rejected.jsonl")
     else:
-        check_output(output, force=force, as_file=True, source=source)
         partial = partial_path(output)
-        try:
-            losses = write(partial)
-            write_rejected(report, output.with_name(f"{output.name}.rejected.jsonl"))
-            publish_file(partial, output)
-        finally:
-            partial.unlink(missing_ok=True)
+        with exclusive(output):
+            try:
+                write(partial)
+                write_rejected(report, output.with_name(f"{output.name}.rejected.jsonl"))
+                publish_file(partial, output)
+            finally:
+                partial.unlink(missing_ok=True)
     report_reading(report)
-    return {"read": report.to_json(), "written": report.documents, "to": to_format, "losses": losses}
+    return {"read": report.to_json(), "written": report.documents, "to": to_name, "losses": dict(losses)}

@@ -1,5 +1,6 @@
 """What every format provides, and what reading reports."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document
+from nertool.files import safe_file_name
 
 # Files that nertool writes beside documents, in their folder, or with its name before theirs; they hold none.
 SIDE_FILES = {
@@ -23,9 +25,37 @@ _SIDE_FILE = re.compile(
 )
 
 
+# Endings of formats that look like another format's ending with an id before it.
+_ENDINGS_WITHIN_ENDINGS = (".bioc.json", ".labelstudio.json", ".pubtator.txt")
+
+
 def is_side_file(name: str) -> bool:
     """Tells whether a file is one that nertool writes beside documents."""
     return _SIDE_FILE.fullmatch(name) is not None
+
+
+class FileNames:
+    """Gives the documents of one folder names for their files."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def make(self, identifier: str, ending: str) -> str:
+        """Returns a file name for an id; ids that differ only by case get names that differ by more.
+
+        No document gets a name that makes reading take its file for something else: for a side file, or for another
+        format's.
+
+        Args:
+            identifier: The document's id.
+            ending: What the name must end with, such as `.json`.
+        """
+        name = safe_file_name(identifier)
+        whole = f"{name}{ending}".casefold()
+        if whole in self._taken or is_side_file(whole) or whole.endswith(_ENDINGS_WITHIN_ENDINGS):
+            name = f"{name}%{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
+        self._taken.add(f"{name}{ending}".casefold())
+        return f"{name}{ending}"
 
 
 class Record(NamedTuple):
@@ -49,21 +79,29 @@ class Record(NamedTuple):
 class Writer(Protocol):
     """Writes documents, one by one, below or into a path; used as a context manager."""
 
-    losses: Counter[str]
-
     def __init__(self, path: Path) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
     def write(self, document: Document) -> None:
-        """Writes one document; what the format can't hold is counted in `losses`."""
+        """Writes one document, without what the format can't hold."""
 
 
 class Format(NamedTuple):
-    """A file format: its endings, its reader of one file, its writer (None: it can't be written)."""
+    """A file format.
+
+    Args:
+        endings: How the names of its files end, in lower case.
+        read: Reads one file.
+        writer: Writes documents, into a folder that is there if `folder`, else into a new file.
+        losses: Counts what of a document the format can't hold: in words → how often. None: it holds everything.
+        folder: Whether it has a file for each document, and so takes a folder.
+    """
 
     endings: tuple[str, ...]
     read: Callable[[Path], Iterator[Record]]
-    writer: type[Writer] | None
+    writer: type[Writer]
+    losses: Callable[[Document], Counter[str]] | None = None
+    folder: bool = False
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import gzip
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,7 +31,6 @@ class JsonlWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.losses: Counter[str] = Counter()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

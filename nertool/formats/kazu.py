@@ -1,7 +1,5 @@
 """KAZU's Document JSON: one document per file in a folder."""
 
-import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -10,8 +8,7 @@ import orjson
 
 from nertool.document_parsing import InvalidDocumentError, parse_document
 from nertool.documents import Document, document_to_json
-from nertool.files import safe_file_name
-from nertool.formats.base import Record, is_side_file
+from nertool.formats.base import FileNames, Record
 
 
 def parse_record(place: str, data: bytes) -> Record:
@@ -33,8 +30,7 @@ class KazuWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.losses: Counter[str] = Counter()
-        self._names: set[str] = set()
+        self._names = FileNames()
 
     def __enter__(self) -> Self:
         self.path.mkdir(exist_ok=True)
@@ -45,17 +41,6 @@ class KazuWriter:
 
     def write(self, document: Document) -> None:
         """Writes `ID.json`, indented for people to read."""
-        (self.path / self.file_name(document.id)).write_bytes(
+        (self.path / self._names.make(document.id, ".json")).write_bytes(
             orjson.dumps(document_to_json(document), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         )
-
-    def file_name(self, identifier: str) -> str:
-        """Returns a file name for an id; ids that differ only by case get names that differ by more.
-
-        No document gets the name of a side file, which reading would pass over.
-        """
-        name = safe_file_name(identifier)
-        if name.casefold() in self._names or is_side_file(f"{name.casefold()}.json"):
-            name = f"{name}%{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
-        self._names.add(name.casefold())
-        return f"{name}.json"

@@ -105,7 +105,6 @@ class PubtatorWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.losses: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         self._file = self.path.open("w", encoding="utf-8", newline="\n")
@@ -115,8 +114,7 @@ class PubtatorWriter:
         self._file.close()
 
     def write(self, document: Document) -> None:
-        """Writes a block of lines; what PubTator can't hold is counted in `losses`."""
-        self._count_losses(document)
+        """Writes a block of lines."""
         identifier = re.sub(r"[|\t\r\n]", "_", document.id) or "_"
         title, *rest = [_SEPARATORS.sub(" ", section.text) for section in document.sections] or [""]
         lines = [f"{identifier}|t|{title}", f"{identifier}|a|{' '.join(rest)}"]
@@ -132,28 +130,28 @@ class PubtatorWriter:
             shift += len(section.text) + 1
         self._file.write("\n".join(lines) + "\n\n")
 
-    def _count_losses(self, document: Document) -> None:
-        entities = [entity for section in document.sections for entity in section.entities]
-        losses = {
-            "discontinuous entities (left out)": sum(len(entity.spans) > 1 for entity in entities),
-            "scores, mappings and other facts of entities": sum(
-                bool(set(entity.extra) - {"metadata", "match_norm"})
-                or bool(set(entity.extra.get("metadata", {})) - {"identifiers"})
-                or entity.score is not None
-                for entity in entities
-            ),
-            "documents whose sections beyond the title became one abstract": len(document.sections) > 2,
-            "section names": sum(
-                section.name != name for section, name in zip(document.sections, ("title", "abstract"), strict=False)
-            ),
-            "metadata and sentence spans of documents and sections": bool(document.extra.get("metadata"))
-            + sum(
-                bool(section.extra.get(key)) for section in document.sections for key in ("metadata", "sentence_spans")
-            ),
-            "texts whose line breaks or tabs became spaces": sum(
-                bool(_SEPARATORS.search(section.text)) for section in document.sections
-            ),
-            "ids and classes whose separators were replaced": bool(re.search(r"^$|[|\t\r\n]", document.id))
-            + sum(bool(_SEPARATORS.search(entity.label)) for entity in entities),
-        }
-        self.losses.update({name: count for name, count in losses.items() if count})
+
+def pubtator_losses(document: Document) -> Counter[str]:
+    """Counts what of a document PubTator can't hold."""
+    entities = [entity for section in document.sections for entity in section.entities]
+    losses = {
+        "discontinuous entities (left out)": sum(len(entity.spans) > 1 for entity in entities),
+        "scores, mappings and other facts of entities": sum(
+            bool(set(entity.extra) - {"metadata", "match_norm"})
+            or bool(set(entity.extra.get("metadata", {})) - {"identifiers"})
+            or entity.score is not None
+            for entity in entities
+        ),
+        "documents whose sections beyond the title became one abstract": len(document.sections) > 2,
+        "section names": sum(
+            section.name != name for section, name in zip(document.sections, ("title", "abstract"), strict=False)
+        ),
+        "metadata and sentence spans of documents and sections": bool(document.extra.get("metadata"))
+        + sum(bool(section.extra.get(key)) for section in document.sections for key in ("metadata", "sentence_spans")),
+        "texts whose line breaks or tabs became spaces": sum(
+            bool(_SEPARATORS.search(section.text)) for section in document.sections
+        ),
+        "ids and classes whose separators were replaced": bool(re.search(r"^$|[|\t\r\n]", document.id))
+        + sum(bool(_SEPARATORS.search(entity.label)) for entity in entities),
+    }
+    return +Counter(losses)

@@ -9,19 +9,20 @@ import orjson
 from nertool.console import say
 from nertool.document_parsing import Problem
 from nertool.documents import Document, dump_document
-from nertool.errors import NertoolError
+from nertool.errors import NertoolError, nearest_name
 from nertool.files import write_atomic
 from nertool.formats.base import Format, ReadReport, Record, Rejected, is_side_file
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter, read_kazu
-from nertool.formats.pubtator import PubtatorWriter, read_pubtator
-from nertool.formats.text import read_text
+from nertool.formats.pubtator import PubtatorWriter, pubtator_losses, read_pubtator
+from nertool.formats.text import TextWriter, read_text, text_losses
 
 FORMATS = {
-    "kazu": Format((".json",), read_kazu, KazuWriter),
+    "pubtator": Format((".pubtator", ".pubtator.txt"), read_pubtator, PubtatorWriter, pubtator_losses),
+    # Below the formats whose endings end in theirs.
     "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter),
-    "pubtator": Format((".pubtator", ".pubtator.txt"), read_pubtator, PubtatorWriter),
-    "text": Format((".txt",), read_text, None),
+    "kazu": Format((".json",), read_kazu, KazuWriter, folder=True),
+    "text": Format((".txt",), read_text, TextWriter, text_losses, folder=True),
 }
 
 _PROBLEMS_SHOWN_PER_DOCUMENT = 5
@@ -74,6 +75,26 @@ def read_documents(
         raise NertoolError(f"{path} holds no documents")
 
 
+def choose_format(name: str) -> Format:
+    """Returns the format of a name.
+
+    Raises:
+        NertoolError: If there is none.
+    """
+    if name not in FORMATS:
+        raise NertoolError(f"unknown format {name!r}{nearest_name(name, FORMATS)}", f"known: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def format_to_write(output: Path, name: str | None) -> tuple[str, Format]:
+    """Returns the format of an output, and its name: the one that is named, or as its ending tells, or else kazu."""
+    if name is not None:
+        return name, choose_format(name)
+    of_a_file = ((known, its) for known, its in FORMATS.items() if not its.folder)
+    endings = ((known, its) for known, its in of_a_file if output.name.lower().endswith(its.endings))
+    return next(endings, ("kazu", FORMATS["kazu"]))
+
+
 def count_files(path: Path) -> int | None:
     """Returns how many documents a folder holds that has a file for each; None where only reading tells."""
     if not path.is_dir():
@@ -108,7 +129,7 @@ def _files(path: Path, format_name: str | None, texts: bool, report: ReadReport)
     if not path.exists():
         raise NertoolError(f"{path} does not exist", "check the path")
     if path.is_file():
-        file_format = FORMATS[format_name] if format_name else _by_ending(path, texts=True)
+        file_format = choose_format(format_name) if format_name else _by_ending(path, texts=True)
         if file_format is None:
             known = ", ".join(ending for known_format in FORMATS.values() for ending in known_format.endings)
             raise NertoolError(
@@ -117,20 +138,15 @@ def _files(path: Path, format_name: str | None, texts: bool, report: ReadReport)
             )
         yield path, file_format
         return
-    subfolders = []
+    files = sorted(file for file in path.iterdir() if not (file.name.startswith(".") or is_side_file(file.name)))
+    subfolders = [file.name for file in files if file.is_dir()]
+    chosen = _choose_files([file for file in files if not file.is_dir()], format_name, texts)
+    report.ignored_files.extend(file.name for file, file_format in chosen if file_format is None)
     found = False
-    for file in sorted(path.iterdir()):
-        if file.name.startswith(".") or is_side_file(file.name):
-            continue
-        if file.is_dir():
-            subfolders.append(file.name)
-            continue
-        file_format = FORMATS[format_name] if format_name else _by_ending(file, texts)
-        if file_format is None:
-            report.ignored_files.append(file.name)
-            continue
-        found = True
-        yield file, file_format
+    for file, file_format in chosen:
+        if file_format is not None:
+            found = True
+            yield file, file_format
     if not found:
         inside = f"; it has the folders {', '.join(subfolders[:5])}" if subfolders else ""
         raise NertoolError(
@@ -138,6 +154,18 @@ def _files(path: Path, format_name: str | None, texts: bool, report: ReadReport)
             "name the folder that holds them" if subfolders else None,
         )
     report.ignored_files.extend(f"{name}/" for name in subfolders)
+
+
+def _choose_files(files: list[Path], format_name: str | None, texts: bool) -> list[tuple[Path, Format | None]]:
+    """Returns the format of each file of a folder; None where it isn't to be read.
+
+    Of a format that was named, only the files with its endings are read, if there are any.
+    """
+    if format_name is None:
+        return [(file, _by_ending(file, texts)) for file in files]
+    named = choose_format(format_name)
+    fits = [file.name.lower().endswith(named.endings) for file in files]
+    return [(file, named if fit or not any(fits) else None) for file, fit in zip(files, fits, strict=True)]
 
 
 def _by_ending(file: Path, texts: bool) -> Format | None:

@@ -1,11 +1,17 @@
 """Plain texts: a `.txt` file is a document with one section."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Section
-from nertool.formats.base import Record
+from nertool.files import safe_file_name
+from nertool.formats.base import FileNames, Record
+
+_SECTION = "text"
+_BETWEEN_SECTIONS = "\n\n"
 
 
 def read_text(file: Path) -> Iterator[Record]:
@@ -23,4 +29,40 @@ def read_text(file: Path) -> Iterator[Record]:
     except UnicodeDecodeError as error:
         yield Record(str(file), None, (Problem("", f"not UTF-8: {error.reason} at byte {error.start}"),), data)
     else:
-        yield Record(str(file), Document(file.stem, (Section("text", text),)))
+        yield Record(str(file), Document(file.stem, (Section(_SECTION, text),)))
+
+
+class TextWriter:
+    """Writes the texts of each document to a file of its own in a folder, a blank line between sections."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names = FileNames()
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def write(self, document: Document) -> None:
+        """Writes `ID.txt`."""
+        text = _BETWEEN_SECTIONS.join(section.text for section in document.sections)
+        if text.startswith("\ufeff"):
+            text = f"\ufeff{text}"  # reading takes one away
+        (self.path / self._names.make(document.id, ".txt")).write_bytes(text.encode())
+
+
+def text_losses(document: Document) -> Counter[str]:
+    """Counts what of a document a plain text can't hold."""
+    sections = document.sections
+    losses = {
+        "entities": sum(len(section.entities) for section in sections),
+        "documents whose sections became one text": len(sections) != 1,
+        "section names": sum(section.name != _SECTION for section in sections),
+        "metadata and other facts of documents and sections": bool(document.extra)
+        + sum(bool(section.extra) for section in sections),
+        "ids that are no file names": safe_file_name(document.id) != document.id,
+    }
+    return +Counter(losses)
