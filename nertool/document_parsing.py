@@ -26,6 +26,7 @@ _ENTITY_KEYS = {
 _DERIVED_KEYS = {"start", "end"}
 # What an `Entity` has fields for.
 _OWN_KEYS = {"entity_class", "match", "namespace", "spans", *_DERIVED_KEYS}
+_LIST_HINT = "; an export of Label Studio is read by nertool convert --from labelstudio"
 # What numbers look like that orjson rounds (beyond 64 bits) or makes infinite (beyond 1e308) without a word, in text of
 # which each digit was replaced by 0; so looked for, they take a tenth of the time of a regular expression.
 _DIGITS_TO_0 = bytes.maketrans(b"123456789E", b"000000000e")
@@ -71,7 +72,7 @@ def parse_document(data: bytes) -> ParsedDocument:
     Raises:
         InvalidDocumentError: With everything that is wrong, not only the first thing.
     """
-    raw, nonfinite = _load_json(data)
+    raw, nonfinite = load_json(data)
     problems: list[Problem] = []
     document = _document(raw, problems)
     if not problems and document is not None:
@@ -92,7 +93,19 @@ def _check_writable(raw: Any, document: Document) -> None:
         dump_document(document)  # what is wrong may be in what isn't kept
 
 
-def _load_json(data: bytes) -> tuple[Any, int]:
+def load_json(data: bytes) -> tuple[Any, int]:
+    """Reads JSON as `parse_document` does.
+
+    Args:
+        data: UTF-8 JSON, with or without a byte-order mark.
+
+    Returns:
+        The value, and how many `NaN` or infinite numbers became `null` in it. Its strings may hold half a surrogate
+        pair.
+
+    Raises:
+        InvalidDocumentError: If it is not JSON, or not UTF-8.
+    """
     data = data.removeprefix(b"\xef\xbb\xbf")
     first_error: Exception | None = None
     pattern = data.translate(_DIGITS_TO_0)
@@ -125,7 +138,8 @@ def _load_json(data: bytes) -> tuple[Any, int]:
 
 def _document(raw: Any, problems: list[Problem]) -> Document | None:
     if not isinstance(raw, dict):
-        problems.append(Problem("", f"a document must be a JSON object, not {_kind(raw)}"))
+        hint = _LIST_HINT if raw and isinstance(raw, list) else ""
+        problems.append(Problem("", f"a document must be a JSON object, not {_kind(raw)}{hint}"))
         return None
     _check_keys(raw, _DOCUMENT_KEYS, "", problems)
     _check_metadata(raw, "", problems)

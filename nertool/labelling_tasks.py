@@ -65,21 +65,25 @@ def make_items(document: Document, *, has_gold: bool) -> list[Item]:
 
 
 def numbered_items(document: Document, *, has_gold: bool) -> list[tuple[int, Item]]:
-    """Returns the sections of a document that have text, each with its place in it.
-
-    The number of a section is its place, unless the document came from `pull`, which may have left others out: then it
-    is the number that the section had.
-    """
-    numbers: list[Any] = [
-        section.extra.get("metadata", {}).get(SECTION_METADATA, {}).get("section") for section in document.sections
-    ]
-    if not all(type(number) is int for number in numbers) or len(set(numbers)) < len(numbers):
-        numbers = list(range(len(document.sections)))
+    """Returns the sections of a document that have text, each with its place in it and its number as an item."""
     return [
         (place, Item(document.id, number, section, has_gold, document.extra))
-        for place, (number, section) in enumerate(zip(numbers, document.sections, strict=True))
+        for place, (number, section) in enumerate(zip(section_numbers(document), document.sections, strict=True))
         if section.text.strip()
     ]
+
+
+def section_numbers(document: Document) -> list[int]:
+    """Returns the number of each section.
+
+    It is its place, unless the document came from `pull`, which may have left others out: then it is the number that
+    the section had.
+    """
+    facts = [section.extra.get("metadata", {}).get(SECTION_METADATA) for section in document.sections]
+    numbers: list[Any] = [fact.get("section") if isinstance(fact, dict) else None for fact in facts]
+    if not all(type(number) is int for number in numbers) or len(set(numbers)) < len(numbers):
+        return list(range(len(document.sections)))
+    return numbers
 
 
 def check_title(name: str) -> None:
@@ -103,12 +107,13 @@ def task_data(item: Item) -> dict[str, Any]:
 
 def task_meta(item: Item) -> dict[str, Any]:
     """Returns what a task keeps for `pull`: the section as it was sent, but for its text."""
+    text = item.section.text
     facts: dict[str, Any] = {
         "format": META_FORMAT,
         "document": item.document,
         "index": item.index,
         "name": item.section.name,
-        "gold": _pack_all(item.section) if item.has_gold else None,
+        "gold": [pack_entity(one, text) for one in sort_entities(item.section.entities)] if item.has_gold else None,
     }
     if item.extra:
         facts["document_extra"] = dict(item.extra)
@@ -187,7 +192,7 @@ def read_result(result: Any, text: str) -> tuple[tuple[Entity, ...], list[str]]:
             problems.append("an entry of the annotation is no object")
         elif raw.get("type") == "relation":
             relations.append((str(raw.get("from_id")), str(raw.get("to_id"))))
-        elif raw.get("type") == LABELS + "s" or ("value" in raw and LABELS + "s" in raw["value"]):
+        elif is_region(raw):
             _read_region(raw, text, regions, problems)
     groups = _join(regions, relations, problems)
     found = {
@@ -197,6 +202,12 @@ def read_result(result: Any, text: str) -> tuple[tuple[Entity, ...], list[str]]:
     }
     entities = [Entity(label, spans, match_text(text, spans), NAMESPACE) for label, spans in found]
     return sort_entities(entities), problems
+
+
+def is_region(raw: Mapping[str, Any]) -> bool:
+    """Tells whether an entry of an annotation labels a part of a text."""
+    value = raw.get("value")
+    return raw.get("type") == LABELS + "s" or (isinstance(value, dict) and LABELS + "s" in value)
 
 
 def mentions(entities: Iterable[Entity]) -> frozenset[Mention]:
@@ -215,10 +226,17 @@ def sent_entities(meta: Mapping[str, Any], text: str) -> tuple[Entity, ...] | No
     return None if packed is None else tuple(_unpack(entity, text) for entity in packed)
 
 
-def restore(entities: Iterable[Entity], sent: Iterable[Entity]) -> tuple[Entity, ...]:
-    """Gives entities that were sent just so their namespace, score and metadata back; the others are people's."""
-    known = {(entity.label, entity.spans): entity for entity in sent}
-    return tuple(known.get((entity.label, entity.spans), entity) for entity in entities)
+def restore(entities: Sequence[Entity], sent: Sequence[Entity]) -> tuple[Entity, ...]:
+    """Gives entities that were sent just so their namespace, score and metadata back; the others are people's.
+
+    If nothing has changed, they are in the order in which they were sent.
+    """
+    if mentions(entities) == mentions(sent):
+        return tuple(sent)
+    known: dict[Mention, list[Entity]] = defaultdict(list)
+    for entity in sent:
+        known[entity.label, entity.spans].append(entity)
+    return tuple(one for entity in entities for one in known.get((entity.label, entity.spans), [entity]))
 
 
 def check_items(items: Iterable[Item]) -> list[str]:
@@ -258,7 +276,9 @@ def _read_region(
         problems.append(
             f"the region {shown} is at {start}–{end}, which is no place in the text of {len(text)} characters"
         )
-    elif isinstance(value, dict) and isinstance(value.get("text"), str) and not _same(text[start:end], value["text"]):
+    elif (
+        isinstance(value, dict) and isinstance(value.get("text"), str) and not same_text(text[start:end], value["text"])
+    ):
         problems.append(f"the region {shown} is at {start}–{end}, where the text says {text[start:end]!r:.80}")
     elif not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
         problems.append(f"the region {shown} at {start}–{end} has no class")
@@ -269,7 +289,7 @@ def _read_region(
         regions[identifier] = (Span(start, end), frozenset(labels))
 
 
-def _same(found: str, said: str) -> bool:
+def same_text(found: str, said: str) -> bool:
     r"""Browsers normalise line ends when they copy a selection, so `\r\n` is `\n` in what a region says of itself."""
     return found == said or found.replace("\r\n", "\n").replace("\r", "\n") == said.replace("\\n", "\n").replace(
         "\r\n", "\n"
@@ -294,11 +314,8 @@ def _join(
     return list({id(parts): parts for parts in group.values()}.values())
 
 
-def _pack_all(section: Section) -> list[dict[str, Any]]:
-    return [_pack(entity, section.text) for entity in sort_entities(section.entities)]
-
-
-def _pack(entity: Entity, text: str) -> dict[str, Any]:
+def pack_entity(entity: Entity, text: str) -> dict[str, Any]:
+    """Returns all of an entity, for a task's `meta`; `sent_entities` unpacks it."""
     packed: dict[str, Any] = {"label": entity.label, "spans": [list(span) for span in entity.spans]}
     if entity.namespace != NAMESPACE:
         packed["namespace"] = entity.namespace

@@ -48,7 +48,7 @@ class Review:
     """What became of a section.
 
     Args:
-        task: The task's id on the server.
+        task: The task's id on the server; None if it has not been on one.
         document: The document's id.
         index: The number of the section in it.
         section: The section, with the entities that hold now: people's where they agree, else those that were sent.
@@ -59,7 +59,7 @@ class Review:
         extra: The document's other fields.
     """
 
-    task: int
+    task: int | None
     document: str
     index: int
     section: Section
@@ -82,7 +82,10 @@ def meta_of(task: Mapping[str, Any]) -> dict[str, Any] | None:
     data = task.get("data")
     if not isinstance(facts, dict) or not isinstance(data, dict) or not isinstance(data.get(TEXT), str):
         return None
-    return facts if data.get(ID_FIELD) == section_key(facts.get("document", ""), facts.get("index", -1)) else None
+    document, index = facts.get("document"), facts.get("index")
+    if not isinstance(document, str) or type(index) is not int:
+        return None
+    return facts if data.get(ID_FIELD) == section_key(document, index) else None
 
 
 def has_peoples_work(task: Mapping[str, Any], also_ours: Iterable[frozenset[Mention]] = ()) -> bool:
@@ -127,8 +130,7 @@ def read_review(task: Mapping[str, Any], users: Mapping[int, str]) -> Review | N
         problems += wrong
         entities = restore(entities, sent or ())
         if _is_persons(annotation, text, ours):
-            author = annotation.get("updated_by") or annotation.get("completed_by")
-            person = users.get(author, f"user {author}") if isinstance(author, int) else str(author)
+            person = _name(annotation.get("updated_by") or annotation.get("completed_by"), users)
             latest[person] = Opinion(person, str(annotation.get("updated_at")), entities)
         else:
             standing = entities
@@ -150,8 +152,9 @@ def read_review(task: Mapping[str, Any], users: Mapping[int, str]) -> Review | N
     if status in REVIEWED:
         holds = opinions[-1].entities
     section = Section(meta.get("name", ""), text, holds, meta.get("section_extra", {}))
+    number = task.get("id")
     return Review(
-        int(task["id"]), meta["document"], meta["index"], section, status, opinions, sent,
+        None if number is None else int(number), meta["document"], meta["index"], section, status, opinions, sent,
         tuple(dict.fromkeys(problems)), meta.get("document_extra", {}),
     )  # fmt: skip
 
@@ -228,8 +231,17 @@ def _is_persons(annotation: Mapping[str, Any], text: str, ours: set[frozenset[Me
     return mentions(read_result(annotation.get("result"), text)[0]) not in ours
 
 
+def _name(author: Any, users: Mapping[int, str]) -> str:
+    """Returns who it was; some exports say it in full."""
+    if isinstance(author, int):
+        return users.get(author, f"user {author}")
+    return str(author.get("email") or author.get("id")) if isinstance(author, dict) else str(author)
+
+
 def _noted(review: Review) -> Section:
-    facts: dict[str, Any] = {"section": review.index, "status": review.status, "task": review.task}
+    facts: dict[str, Any] = {"section": review.index, "status": review.status}
+    if review.task is not None:
+        facts["task"] = review.task
     if review.opinions and review.status in REVIEWED:
         facts |= {"people": sorted({one.person for one in review.opinions}), "when": review.opinions[-1].when}
     metadata = {**review.section.extra.get("metadata", {}), SECTION_METADATA: facts}
