@@ -14,11 +14,13 @@ from nertool.files import write_atomic
 from nertool.formats.base import Format, ReadReport, Record, Rejected, is_side_file
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter, read_kazu
+from nertool.formats.label_studio_json import LabelStudioWriter, label_studio_losses, read_label_studio
 from nertool.formats.pubtator import PubtatorWriter, pubtator_losses, read_pubtator
 from nertool.formats.text import TextWriter, read_text, text_losses
 
 FORMATS = {
     "pubtator": Format((".pubtator", ".pubtator.txt"), read_pubtator, PubtatorWriter, pubtator_losses),
+    "labelstudio": Format((".labelstudio.json",), read_label_studio, LabelStudioWriter, label_studio_losses),
     # Below the formats whose endings end in theirs.
     "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter),
     "kazu": Format((".json",), read_kazu, KazuWriter, folder=True),
@@ -101,7 +103,8 @@ def count_files(path: Path) -> int | None:
         return None
     names = [entry.name for entry in os.scandir(path) if not entry.name.startswith(".")]
     documents = [name for name in names if not is_side_file(name) and _by_ending(Path(name), texts=False)]
-    return len(documents) if all(name.lower().endswith(".json") for name in documents) else None
+    one_each = all(_by_ending(Path(name), texts=False) is FORMATS["kazu"] for name in documents)
+    return len(documents) if one_each else None
 
 
 def describe_rejected(rejected: list[Rejected]) -> str:
