@@ -1,5 +1,6 @@
 """Documents with whatever documents may have, for property-based tests."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -57,3 +58,31 @@ def sections(draw: st.DrawFn) -> Section:
 def documents(draw: st.DrawFn) -> Document:
     identifier = draw(st.sampled_from(["d", "../../x", "a#b", "a|b\t c", "é😀", "x" * 300]) | names)
     return Document(identifier, tuple(draw(st.lists(sections(), max_size=3))), draw(metadata()))
+
+
+@st.composite
+def rich_documents(draw: st.DrawFn) -> Document:
+    """Draws documents with all that KAZU's JSON may hold, and with spans that touch or overlap in one entity."""
+    document = draw(documents())
+    return replace(document, sections=tuple(draw(_rich_section(section)) for section in document.sections))
+
+
+@st.composite
+def _rich_section(draw: st.DrawFn, section: Section) -> Section:
+    entities = []
+    for entity in section.entities:
+        cut = draw(st.integers(0, entity.spans[0].end - 1))
+        spans = sorted({*entity.spans, *draw(st.sets(st.just(Span(cut, entity.spans[0].end)), max_size=1))})
+        facts = draw(st.sampled_from([{}, {}, {"_id": "x", "match_norm": "X\x0b"}, {"mappings": [{"idx": None}]}]))
+        identifiers = draw(st.sampled_from([None, None, "a:b", "a:b,c:d", "3558", "a:b, c:d", "\x00", 1]))
+        known = (
+            {}
+            if identifiers is None
+            else {"metadata": {**entity.extra.get("metadata", {}), "identifiers": identifiers}}
+        )
+        entities.append(replace(entity, spans=tuple(spans), extra={**entity.extra, **facts, **known}))
+    facts = draw(st.sampled_from([{}, {}, {"sentence_spans": [{"start": 0, "end": 1}]}, {"metadata": {}}]))
+    reserved = st.sampled_from(["type", "section_type", "identifier", "identifiers", "nertool"])
+    odd = draw(st.just({}) | st.dictionaries(reserved, values, min_size=1))
+    extra = {**section.extra, **facts, **({"metadata": odd} if odd else {})}
+    return replace(section, entities=tuple(entities), extra=extra)

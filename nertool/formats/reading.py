@@ -12,6 +12,9 @@ from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError, nearest_name
 from nertool.files import write_atomic
 from nertool.formats.base import Format, ReadReport, Record, Rejected, is_side_file
+from nertool.formats.bioc_format import read_bioc
+from nertool.formats.bioc_writer import BiocWriter
+from nertool.formats.brat import CONFIGURATION_FILES, BratWriter, brat_losses, read_brat, text_file
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter, read_kazu
 from nertool.formats.label_studio_json import LabelStudioWriter, label_studio_losses, read_label_studio
@@ -21,6 +24,8 @@ from nertool.formats.text import TextWriter, read_text, text_losses
 FORMATS = {
     "pubtator": Format((".pubtator", ".pubtator.txt"), read_pubtator, PubtatorWriter, pubtator_losses),
     "labelstudio": Format((".labelstudio.json",), read_label_studio, LabelStudioWriter, label_studio_losses),
+    "bioc": Format((".bioc.xml", ".bioc.json", ".xml"), read_bioc, BiocWriter),
+    "brat": Format((".ann",), read_brat, BratWriter, brat_losses, folder=True),
     # Below the formats whose endings end in theirs.
     "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter),
     "kazu": Format((".json",), read_kazu, KazuWriter, folder=True),
@@ -164,11 +169,20 @@ def _choose_files(files: list[Path], format_name: str | None, texts: bool) -> li
 
     Of a format that was named, only the files with its endings are read, if there are any.
     """
+    if format_name in (None, "brat"):
+        files = _without_companions(files)
     if format_name is None:
         return [(file, _by_ending(file, texts)) for file in files]
     named = choose_format(format_name)
     fits = [file.name.lower().endswith(named.endings) for file in files]
     return [(file, named if fit or not any(fits) else None) for file, fit in zip(files, fits, strict=True)]
+
+
+def _without_companions(files: list[Path]) -> list[Path]:
+    """Leaves out the files that belong to BRAT's annotation files: their texts, and the folder's configuration."""
+    annotations = [file for file in files if file.name.lower().endswith(FORMATS["brat"].endings)]
+    companions = {text_file(file).name for file in annotations} | (CONFIGURATION_FILES if annotations else set())
+    return [file for file in files if file.name not in companions]
 
 
 def _by_ending(file: Path, texts: bool) -> Format | None:

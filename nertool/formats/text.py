@@ -10,8 +10,8 @@ from nertool.documents import Document, Section
 from nertool.files import safe_file_name
 from nertool.formats.base import FileNames, Record
 
-_SECTION = "text"
-_BETWEEN_SECTIONS = "\n\n"
+SECTION = "text"
+BETWEEN_SECTIONS = "\n\n"
 
 
 def read_text(file: Path) -> Iterator[Record]:
@@ -29,7 +29,7 @@ def read_text(file: Path) -> Iterator[Record]:
     except UnicodeDecodeError as error:
         yield Record(str(file), None, (Problem("", f"not UTF-8: {error.reason} at byte {error.start}"),), data)
     else:
-        yield Record(str(file), Document(file.stem, (Section(_SECTION, text),)))
+        yield Record(str(file), Document(file.stem, (Section(SECTION, text),)))
 
 
 class TextWriter:
@@ -48,7 +48,7 @@ class TextWriter:
 
     def write(self, document: Document) -> None:
         """Writes `ID.txt`."""
-        text = _BETWEEN_SECTIONS.join(section.text for section in document.sections)
+        text = BETWEEN_SECTIONS.join(section.text for section in document.sections)
         if text.startswith("\ufeff"):
             text = f"\ufeff{text}"  # reading takes one away
         (self.path / self._names.make(document.id, ".txt")).write_bytes(text.encode())
@@ -60,7 +60,7 @@ def text_losses(document: Document) -> Counter[str]:
     losses = {
         "entities": sum(len(section.entities) for section in sections),
         "documents whose sections became one text": len(sections) != 1,
-        "section names": sum(section.name != _SECTION for section in sections),
+        "section names": sum(section.name != SECTION for section in sections),
         "metadata and other facts of documents and sections": bool(document.extra)
         + sum(bool(section.extra) for section in sections),
         "ids that are no file names": safe_file_name(document.id) != document.id,
