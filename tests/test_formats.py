@@ -18,6 +18,7 @@ from nertool.formats.kazu import KazuWriter
 from nertool.formats.pubtator import RELATIONS, PubtatorWriter, pubtator_losses, read_pubtator
 from nertool.formats.reading import write_rejected
 from nertool.formats.text import TextWriter, text_losses
+from tests.document_strategies import documents
 
 BIORED = Path(__file__).parents[2] / "shared/data/biored"
 JSONL_ENDINGS = [".jsonl", ".jsonl.gz", ".jsonl.zst"]
@@ -491,6 +492,16 @@ def test_titles_and_abstracts_survive_pubtator_without_loss(documents, tmp_path_
     assert list(map(document_to_json, again)) == list(map(document_to_json, documents))
 
 
+@pytest.mark.parametrize("name", ["pubtator", "text"])
+@settings(max_examples=60, deadline=None)
+@given(document=documents())
+def test_a_document_comes_back_as_it_was_unless_losses_are_counted(document, name, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trip")
+    path = write(FORMATS[name].writer, folder / ("out" if FORMATS[name].folder else "out.pubtator"), [document])
+    (after,) = read(path, format_name=name)[0]
+    assert (document_to_json(after) == document_to_json(document)) == (not FORMATS[name].losses(document))
+
+
 def test_what_pubtator_cannot_hold_is_counted_and_the_rest_has_right_offsets(tmp_path):
     text = "IL-2 and\nlung\tcancer"
     entities = (
@@ -511,6 +522,8 @@ def test_what_pubtator_cannot_hold_is_counted_and_the_rest_has_right_offsets(tmp
     assert sum(map(pubtator_losses, documents), Counter()) == {
         "discontinuous entities (left out)": 1,
         "scores, mappings and other facts of entities": 3,
+        "namespaces of entities": 5,
+        "documents without title or abstract, which got empty ones": 1,
         "documents whose sections beyond the title became one abstract": 1,
         "section names": 1,
         "metadata and sentence spans of documents and sections": 3,

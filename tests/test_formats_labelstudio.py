@@ -15,8 +15,7 @@ from nertool.formats import label_studio_json as ls
 from nertool.formats.pubtator import RELATIONS
 from nertool.labelling_config import make_config
 from nertool.labelling_tasks import mentions
-
-from .document_strategies import documents
+from tests.document_strategies import documents
 
 TEXT = "🧬 lung and liver cancer"
 LUNG, CANCER = (

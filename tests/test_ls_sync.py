@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from nertool.documents import Document, Entity, Section, Span, match_text
+from nertool.documents import Document, Entity, Section, Span, document_to_json, dump_document, match_text
 from nertool.formats import ReadReport, read_documents
+from nertool.labelling_config import make_config
 from nertool.labelling_tasks import mentions
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed  # noqa: F401
 from tests.conftest import entity, make_corpus, write_documents
@@ -105,6 +106,25 @@ def with_predictions(documents: list[Document], keep: Callable[[int], bool]) -> 
         )
         for document in documents
     ]
+
+
+def test_a_converted_file_is_imported_and_its_export_is_read_back(
+    server: LabelStudioServer, project: str, tmp_path: Path
+) -> None:
+    sections = [Section(name, text) for name, text in HARD_TEXTS.items()]
+    documents = [*make_corpus(3), Document("a/b #é😀", (*sections, Section("empty", ""), Section("blank", " \n")))]
+    docs = write_documents(tmp_path / "docs", documents[:-1])
+    (docs / "odd.json").write_bytes(dump_document(documents[-1]))
+    succeed("convert", docs, "ours.labelstudio.json")
+    labels = sorted({one.label for document in documents for section in document.sections for one in section.entities})
+    made: Any = server.ask("POST", "/api/projects/", {"title": project, "label_config": make_config(labels)})
+    tasks = json.loads(Path("ours.labelstudio.json").read_bytes())
+    done: Any = server.ask("POST", f"/api/projects/{made['id']}/import", tasks)
+    assert done["task_count"] == done["annotation_count"] == len(tasks) == sum(len(one.sections) for one in documents)
+    export = server.ask("GET", f"/api/projects/{made['id']}/export?exportType=JSON&download_all_tasks=true")
+    Path("export.labelstudio.json").write_text(json.dumps(export))
+    again = list(read_documents(Path("export.labelstudio.json"), ReadReport()))
+    assert [document_to_json(one) for one in again] == [document_to_json(one) for one in documents]
 
 
 def test_push_again_a_new_version_peoples_edits_another_push_and_pull(

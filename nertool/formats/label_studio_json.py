@@ -356,7 +356,7 @@ def label_studio_losses(document: Document) -> Counter[str]:
     """Counts what of a document a list of tasks can't hold."""
     numbers = section_numbers(document)
     losses = {
-        "documents without sections (left out)": not numbers,
-        "documents whose sections got back into the order of their numbers": numbers != sorted(numbers),
+        "documents without sections (left out)": int(not numbers),
+        "documents whose sections got back into the order of their numbers": int(numbers != sorted(numbers)),
     }
     return +Counter(losses)

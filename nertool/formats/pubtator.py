@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Self
 
 from nertool.document_parsing import Problem
-from nertool.documents import Document, Entity, Section, Span
+from nertool.documents import Document, Entity, Section, Span, match_text
 from nertool.formats.base import Record
 
 _OFFSET = re.compile(r"[0-9]{1,18}")
 _NUMBER_LIKE = re.compile(r"[+-]?[0-9]")  # a relation has its type there
 _SEPARATORS = re.compile(r"[\r\n\t]")
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)")
+_NAMESPACE = "pubtator"
 _SECTION_NAMES = {"t": "title", "a": "abstract"}
 RELATIONS = "relations, which nertool does not use"
 
@@ -97,7 +98,7 @@ def _add_entity(
         problems.append(Problem(place, f"{start}–{end} is {found!r} in the text, but the line says {mention!r}"))
     else:
         metadata = {"metadata": {"identifiers": fields[5]}} if len(fields) > 5 and fields[5] else {}
-        entities[key].append(Entity(label, (span,), mention, "pubtator", extra=metadata))
+        entities[key].append(Entity(label, (span,), mention, _NAMESPACE, extra=metadata))
 
 
 class PubtatorWriter:
@@ -115,7 +116,7 @@ class PubtatorWriter:
 
     def write(self, document: Document) -> None:
         """Writes a block of lines."""
-        identifier = re.sub(r"[|\t\r\n]", "_", document.id) or "_"
+        identifier = _clean_id(document.id)
         title, *rest = [_SEPARATORS.sub(" ", section.text) for section in document.sections] or [""]
         lines = [f"{identifier}|t|{title}", f"{identifier}|a|{' '.join(rest)}"]
         shift = 0
@@ -133,25 +134,38 @@ class PubtatorWriter:
 
 def pubtator_losses(document: Document) -> Counter[str]:
     """Counts what of a document PubTator can't hold."""
-    entities = [entity for section in document.sections for entity in section.entities]
+    sections = document.sections
+    entities = [(entity, section.text) for section in sections for entity in section.entities]
     losses = {
-        "discontinuous entities (left out)": sum(len(entity.spans) > 1 for entity in entities),
-        "scores, mappings and other facts of entities": sum(
-            bool(set(entity.extra) - {"metadata", "match_norm"})
-            or bool(set(entity.extra.get("metadata", {})) - {"identifiers"})
-            or entity.score is not None
-            for entity in entities
+        "discontinuous entities (left out)": sum(len(entity.spans) > 1 for entity, _ in entities),
+        "scores, mappings and other facts of entities": sum(_has_other_facts(entity) for entity, _ in entities),
+        "namespaces of entities": sum(entity.namespace != _NAMESPACE for entity, _ in entities),
+        "strings of entities that differ from the text": sum(
+            entity.match != match_text(text, entity.spans) for entity, text in entities
         ),
-        "documents whose sections beyond the title became one abstract": len(document.sections) > 2,
+        "documents whose sections beyond the title became one abstract": int(len(sections) > 2),
+        "documents without title or abstract, which got empty ones": int(len(sections) < 2),
         "section names": sum(
-            section.name != name for section, name in zip(document.sections, ("title", "abstract"), strict=False)
+            section.name != name for section, name in zip(sections, _SECTION_NAMES.values(), strict=False)
         ),
-        "metadata and sentence spans of documents and sections": bool(document.extra.get("metadata"))
-        + sum(bool(section.extra.get(key)) for section in document.sections for key in ("metadata", "sentence_spans")),
+        "metadata and sentence spans of documents and sections": len(document.extra)
+        + sum(len(section.extra) for section in sections),
         "texts whose line breaks or tabs became spaces": sum(
-            bool(_SEPARATORS.search(section.text)) for section in document.sections
+            bool(_SEPARATORS.search(section.text)) for section in sections
         ),
-        "ids and classes whose separators were replaced": bool(re.search(r"^$|[|\t\r\n]", document.id))
-        + sum(bool(_SEPARATORS.search(entity.label)) for entity in entities),
+        "ids and classes whose separators were replaced": (_clean_id(document.id) != document.id)
+        + sum(bool(_SEPARATORS.search(entity.label)) for entity, _ in entities),
     }
     return +Counter(losses)
+
+
+def _clean_id(identifier: str) -> str:
+    return re.sub(r"[|\t\r\n]|^\ufeff", "_", identifier) or "_"
+
+
+def _has_other_facts(entity: Entity) -> bool:
+    if not entity.extra and entity.score is None:
+        return False
+    identifiers = entity.extra.get("metadata", {}).get("identifiers")
+    kept = isinstance(identifiers, str) and identifiers and not _SEPARATORS.search(identifiers)
+    return not kept or entity.extra != {"metadata": {"identifiers": identifiers}} or entity.score is not None
