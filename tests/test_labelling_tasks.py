@@ -134,6 +134,10 @@ def test_what_is_no_region_is_told_and_the_rest_is_read(region: dict, words: str
     assert words in problems[0]
 
 
+def test_answers_without_a_value_are_no_regions() -> None:
+    assert read_result([{"type": "choices", "value": None}], TEXT) == ((), [])
+
+
 def test_relations_of_people_join_regions_whatever_they_are_called() -> None:
     parts = [labelled("a", 0, 4, "disease"), labelled("b", 15, 21, "disease"), labelled("c", 25, 29, "species")]
     entities, problems = read_result([*parts, relation("b", "a")], TEXT)
@@ -173,6 +177,17 @@ def test_entities_that_people_left_alone_keep_their_metadata() -> None:
     assert restore(read, sent) == (sent[0], read[1])
 
 
+def test_if_nothing_changed_all_comes_back_in_its_order_with_what_two_tools_found_alike() -> None:
+    sent = (
+        Entity("organ", (Span(9, 14),), "liver", "a"),
+        Entity("organ", (Span(0, 4),), "lung", "a"),
+        Entity("organ", (Span(0, 4),), "lung", "b"),
+    )
+    read, _ = read_result(make_result(sent, TEXT), TEXT)
+    assert restore(read, sent) == sent
+    assert restore(read[:1], sent) == sent[1:]
+
+
 def test_predictions_have_scores() -> None:
     entities = [Entity("organ", (Span(0, 4),), "lung", score=0.5), Entity("organ", (Span(9, 14),), "liver", score=1.0)]
     prediction = make_prediction(7, "run@3", entities, TEXT)
@@ -183,6 +198,11 @@ def test_predictions_have_scores() -> None:
 def test_sections_without_text_are_not_shown_and_numbers_stay() -> None:
     document = Document("d", (Section("title", " \n"), Section("body", "text")))
     assert [item.key for item in make_items(document, has_gold=True)] == ["d#1"]
+
+
+def test_metadata_of_others_that_is_called_like_ours_is_no_number() -> None:
+    document = Document("d", (Section("title", "x", (), {"metadata": {"label_studio": "https://…"}}),))
+    assert [item.key for item in make_items(document, has_gold=True)] == ["d#0"]
 
 
 def test_a_section_without_gold_has_no_annotation() -> None:
