@@ -148,9 +148,10 @@ def _parse(file: Path, data: bytes, lines: Sequence[str], text: str) -> Record:
         return Record(str(file), None, tuple(first_problems), data)
     fields = {"idx": file.stem, "sections": [{"name": SECTION, "text": section_text, "entities": entities}]}
     try:
-        document, _ = parse_document(json.dumps(fields).encode())
+        document, nonfinite = parse_document(json.dumps(fields).encode())
     except InvalidDocumentError as error:
         return Record(str(file), None, tuple(error.problems), data)
+    found.notes["NaN or infinite numbers, read as null"] = nonfinite
     found.notes[other_unit_note(unit)] = unit != CODE_POINTS
     return Record(str(file), document, notes=+found.notes)
 
@@ -189,8 +190,9 @@ def _entity(
         facts: What its note says; class and spans count only as long as they fit what brat says.
         identifiers: What it was normalised to.
     """
-    if _type_name(str(facts.get("entity_class"))) == label:
-        label = facts["entity_class"]
+    exact_label = facts.get("entity_class")
+    if isinstance(exact_label, str) and _type_name(exact_label) == label:
+        label = exact_label
     spans = _without_line_breaks(text, fragments)
     exact = _spans(facts.get("spans"))
     if _fragments(text, exact) == fragments:
