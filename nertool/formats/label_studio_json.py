@@ -121,14 +121,14 @@ def _own_document(places: list[_Place], problems: list[Problem], notes: Counter[
     """Returns the document as it was written, if nobody has done anything since, else as `ls-sync pull` gives it."""
     reviews = [_with_prediction(review, places, notes) for review in read_reviews([task for _, task in places], {})]
     notes[COPIES] += len(places) - len(reviews)
+    troubled = any(review.problems for review in reviews)
     for number, task in places:
-        text = task["data"][TEXT]
         notes[DRAFTS] += len(task.get("drafts") or ())
         for annotation in task.get("annotations") or ():
             if annotation.get("was_cancelled"):
                 notes[CANCELLED] += 1
-            else:
-                _, misplaced, loose = _read(annotation.get("result"), text)
+            elif troubled:
+                _, misplaced, loose = _read(annotation.get("result"), task["data"][TEXT])
                 problems.extend(Problem(_name(number, task), problem) for problem in misplaced)
                 notes[LOOSE] += loose
     notes[DISAGREEMENT] += sum(review.status == "conflict" for review in reviews)
