@@ -59,10 +59,10 @@ def text_losses(document: Document) -> Counter[str]:
     sections = document.sections
     losses = {
         "entities": sum(len(section.entities) for section in sections),
-        "documents whose sections became one text": len(sections) != 1,
+        "documents whose sections became one text": int(len(sections) != 1),
         "section names": sum(section.name != SECTION for section in sections),
         "metadata and other facts of documents and sections": bool(document.extra)
         + sum(bool(section.extra) for section in sections),
-        "ids that are no file names": safe_file_name(document.id) != document.id,
+        "ids that are no file names": int(safe_file_name(document.id) != document.id),
     }
     return +Counter(losses)
