@@ -15,10 +15,14 @@ from nertool.formats.base import Format, ReadReport, Record, Rejected, is_side_f
 from nertool.formats.bioc_format import read_bioc
 from nertool.formats.bioc_writer import BiocWriter
 from nertool.formats.brat import CONFIGURATION_FILES, BratWriter, brat_losses, read_brat, text_file
+from nertool.formats.conll import BioesConllWriter, ConllWriter, conll_losses, read_conll
+from nertool.formats.datasets_rows import ENDINGS as DATASETS_ENDINGS
+from nertool.formats.datasets_rows import DatasetsWriter, read_datasets
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter, read_kazu
 from nertool.formats.label_studio_json import LabelStudioWriter, label_studio_losses, read_label_studio
 from nertool.formats.pubtator import PubtatorWriter, pubtator_losses, read_pubtator
+from nertool.formats.spacy_docbin import SpacyWriter, read_spacy
 from nertool.formats.text import TextWriter, read_text, text_losses
 
 FORMATS = {
@@ -26,6 +30,10 @@ FORMATS = {
     "labelstudio": Format((".labelstudio.json",), read_label_studio, LabelStudioWriter, label_studio_losses),
     "bioc": Format((".bioc.xml", ".bioc.json", ".xml"), read_bioc, BiocWriter),
     "brat": Format((".ann",), read_brat, BratWriter, brat_losses, folder=True),
+    "conll": Format((".conll", ".iob", ".iob2", ".bio"), read_conll, ConllWriter, conll_losses),
+    "conll-bioes": Format((".bioes",), read_conll, BioesConllWriter, conll_losses),
+    "spacy": Format((".spacy",), read_spacy, SpacyWriter),
+    "datasets": Format(DATASETS_ENDINGS, read_datasets, DatasetsWriter),
     # Below the formats whose endings end in theirs.
     "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter),
     "kazu": Format((".json",), read_kazu, KazuWriter, folder=True),
