@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nertool.documents import Document, Entity, Section, Span, document_to_json
+from nertool.formats.base import ReadReport
 from nertool.formats.conll import COMMENTS, BioesConllWriter, ConllWriter, conll_losses, read_conll
-from nertool.formats.reading import FORMATS
+from nertool.formats.reading import FORMATS, read_documents
 from nertool.formats.tagging import IRREGULAR, Tag, count_irregular, decode_tags
-from tests.document_strategies import documents
+from tests.document_strategies import rich_documents
 
 WRITERS = {".conll": ConllWriter, ".bioes": BioesConllWriter}
 FACTS = "scores, mappings and other facts of entities"
@@ -94,7 +95,7 @@ def test_sentences_end_after_stops_and_empty_lines_but_never_in_an_entity(tmp_pa
 
 
 @settings(max_examples=150, deadline=None)
-@given(original=documents(), ending=st.sampled_from(list(WRITERS)))
+@given(original=rich_documents(), ending=st.sampled_from(list(WRITERS)))
 def test_what_conll_cannot_hold_is_counted_and_all_else_comes_back(original, ending, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("conll") / f"a{ending}", original, Document("next", ()))
     records = list(read_conll(path))
@@ -178,7 +179,7 @@ def test_spacy_reads_what_is_written(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(original=documents(), ending=st.sampled_from(list(WRITERS)))
+@given(original=rich_documents(), ending=st.sampled_from(list(WRITERS)))
 def test_a_reader_that_knows_only_the_first_and_the_last_column_gets_tokens_and_tags(
     original, ending, tmp_path_factory
 ):
@@ -342,3 +343,12 @@ def test_sections_belong_to_one_document_while_their_numbers_grow(tmp_path):
     assert [record.document for record in read_conll(path)] == originals
     twice = foreign(tmp_path / "b.conll", path.read_text() * 2)
     assert [record.document for record in read_conll(twice)] == originals * 2  # so that the same id is seen twice
+
+
+def test_all_endings_of_conll_are_known(tmp_path):
+    for ending in (".conll", ".iob", ".IOB2", ".bio", ".bioes"):
+        foreign(tmp_path / f"x{ending}", f"IL-2\tB-{ending}\n").rename(tmp_path / f"{ending[1:]}{ending}")
+    report = ReadReport()
+    classes = {entity[0] for document in read_documents(tmp_path, report) for entity in found(document)}
+    assert classes == {".conll", ".iob", ".IOB2", ".bio", ".bioes"}
+    assert report.ignored_files == []

@@ -12,7 +12,7 @@ from nertool.errors import NertoolError
 from nertool.formats import FORMATS, ReadReport, datasets_rows, read_documents
 from nertool.formats.datasets_rows import OTHER_COLUMNS, DatasetsWriter, read_datasets
 from nertool.formats.tagging import IRREGULAR
-from tests.document_strategies import documents
+from tests.document_strategies import rich_documents
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -93,7 +93,7 @@ def test_rows_have_the_same_columns_whatever_a_document_has(tmp_path, ending):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    originals=st.lists(documents(), min_size=1, max_size=4, unique_by=lambda document: document.id),
+    originals=st.lists(rich_documents(), min_size=1, max_size=4, unique_by=lambda document: document.id),
     ending=st.sampled_from(ENDINGS),
 )
 def test_nothing_of_any_document_is_lost(originals, ending, tmp_path_factory):

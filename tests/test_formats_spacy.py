@@ -12,7 +12,7 @@ from nertool import extras
 from nertool.documents import Document, Entity, Section, Span, document_to_json
 from nertool.errors import NertoolError
 from nertool.formats.spacy_docbin import OTHER_ENTS, OTHER_FACTS, OTHER_SPANS, SpacyWriter, read_spacy
-from tests.document_strategies import documents, texts
+from tests.document_strategies import rich_documents, texts
 
 spacy = pytest.importorskip("spacy")
 srsly = pytest.importorskip("srsly")
@@ -55,7 +55,7 @@ def problems_of(records) -> list[str]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(originals=st.lists(documents(), min_size=1, max_size=3, unique_by=lambda document: document.id))
+@given(originals=st.lists(rich_documents(), min_size=1, max_size=3, unique_by=lambda document: document.id))
 def test_nothing_of_any_document_is_lost_and_plain_spacy_has_its_text_and_entities(originals, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("spacy") / "a.spacy", *originals)
     records = list(read_spacy(path))
