@@ -79,11 +79,11 @@ def test_subfolders_and_files_of_other_endings_are_reported_as_ignored(tmp_path)
     write(KazuWriter, tmp_path, [make_document("a")])
     (tmp_path / "sub.json").mkdir()
     write(KazuWriter, tmp_path / "sub", [make_document("b")])
-    for name in ("notes.txt", "README.md", "data.parquet", "json"):
+    for name in ("notes.txt", "README.md", "data.csv", "json"):
         (tmp_path / name).write_text("not a document")
     documents, report = read(tmp_path)
     assert [document.id for document in documents] == ["a"]
-    assert report.ignored_files == ["README.md", "data.parquet", "json", "notes.txt", "sub/", "sub.json/"]
+    assert report.ignored_files == ["README.md", "data.csv", "json", "notes.txt", "sub/", "sub.json/"]
     assert report.to_json()["ignored_files"] == report.ignored_files
 
 
