@@ -103,17 +103,18 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(task: str, total: int | None, unit: str) -> Iterator[Advance]:
+def progress(task: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
     """Shows how far a task is: a live bar on a terminal, elsewhere a plain line now and then.
 
     Args:
         task: What is being done, such as `tokenising`.
         total: How many units there are, if that is known.
         unit: What is counted, such as `documents`.
+        done: How many were done before, which say nothing of how long the others take.
     """
     console = stderr_console()
     if not console.is_terminal or console.is_dumb_terminal:
-        yield _PlainProgress(task, total, unit)
+        yield _PlainProgress(task, total, unit, done)
         return
     columns = (
         SpinnerColumn(),
@@ -126,7 +127,7 @@ def progress(task: str, total: int | None, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
-        identifier = bar.add_task(task, total=total, note="")
+        identifier = bar.add_task(task, total=total, note="", completed=done)
 
         def advance(done: int, note: str = "") -> None:
             bar.update(identifier, completed=done, note=note)
@@ -134,11 +135,36 @@ def progress(task: str, total: int | None, unit: str) -> Iterator[Advance]:
         yield advance
 
 
+class Rate:
+    """How fast something is, from its beginning on."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._counts: dict[str, int] = {}
+
+    def note(self, **counts: int) -> str:
+        """Adds what was done, and returns in words how fast that is: `7.1 documents/s, 2,310 tokens/s`."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        for unit, number in counts.items():
+            self._counts[unit] = self._counts.get(unit, 0) + number
+        rates = ((unit, number / seconds) for unit, number in self._counts.items())
+        return ", ".join(f"{rate:,.{0 if rate >= 100 else 1}f} {unit}/s" for unit, rate in rates)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time for people: `40 s`, `12 min`, `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class _PlainProgress:
-    def __init__(self, task: str, total: int | None, unit: str) -> None:
+    def __init__(self, task: str, total: int | None, unit: str, done_before: int) -> None:
         self.task = task
         self.total = total
         self.unit = unit
+        self.done_before = done_before
         self.start = self.last = time.monotonic()
 
     def __call__(self, done: int, note: str = "") -> None:
@@ -146,8 +172,9 @@ class _PlainProgress:
         if now - self.last < _PLAIN_LINE_EVERY_SECONDS:
             return
         self.last = now
-        of = f" of {self.total}" if self.total else ""
+        of = f" of {self.total:,}" if self.total else ""
         left = ""
-        if self.total and done:
-            left = f", {(now - self.start) / done * (self.total - done):.0f} s left"
-        say(f"{self.task}: {done}{of} {self.unit}{', ' + note if note else ''}{left}")
+        if self.total and done > self.done_before:
+            seconds = (now - self.start) / (done - self.done_before) * (self.total - done)
+            left = f", {duration(seconds)} left"
+        say(f"{self.task}: {done:,}{of} {self.unit}{', ' + note if note else ''}{left}")

@@ -14,7 +14,6 @@ from nertool.decoding import Floats
 from nertool.errors import NertoolError
 from nertool.extras import require
 from nertool.windows import Longs, SectionTokenizer
-from nertool.workers import usable_cores
 
 __all__ = ["Engine", "Floats", "Longs", "Tagger"]
 
@@ -71,17 +70,18 @@ class OnnxRuntimeEngine:
 
     Args:
         path: The model.
+        threads: How many to compute with.
 
     Raises:
         NertoolError: If onnxruntime isn't installed, or can't read the model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int) -> None:
         require("onnxruntime")
         import onnxruntime  # noqa: PLC0415 (an optional package)
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = usable_cores()
+        options.intra_op_num_threads = threads
         # Threads that spin while they wait take the CPU from tokenising and decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
@@ -102,19 +102,20 @@ class OpenVinoEngine:
     Args:
         path: The model.
         precision: `fp32` or `bf16`, in which it computes what the model doesn't say to compute in int8.
+        threads: How many to compute with.
 
     Raises:
         NertoolError: If openvino isn't installed, or can't read the model.
     """
 
-    def __init__(self, path: Path, precision: str) -> None:
+    def __init__(self, path: Path, precision: str, threads: int) -> None:
         require("openvino")
         import openvino  # noqa: PLC0415 (an optional package)
 
         core = openvino.Core()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
-            "INFERENCE_NUM_THREADS": usable_cores(),
+            "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,12 +25,18 @@ from nertool.packing import padded_batches
 from nertool.provenance import without_provenance
 from nertool.settings import PredictSettings
 from nertool.windows import SectionTokenizer, Tokens, Windows, plan_windows
+from nertool.workers import usable_cores
 
 
-def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
+def load_tagger(folder: Path, settings: PredictSettings, threads: int | None = None) -> Tagger:
     """Loads a model, trained or exported, with the fastest engine that is installed; see `settings.engine`.
 
     torch and transformers are imported for a trained model only.
+
+    Args:
+        folder: The model.
+        settings: How to run it.
+        threads: How many an exported model computes with on a CPU; by default one for each core.
 
     Raises:
         NertoolError: If the folder is no model, or damaged, or what it needs isn't installed.
@@ -58,7 +64,7 @@ def load_tagger(folder: Path, settings: PredictSettings) -> Tagger:
     if settings.device not in ("auto", "cpu"):
         raise NertoolError(f"{folder} was exported for CPUs, not for {settings.device}", "predict with the original")
     engine = choose_engine(folder, exported, settings.engine)
-    return load_exported(folder, exported, engine, Decisions.from_json(facts), settings.tokens_per_batch)
+    return load_exported(folder, exported, engine, Decisions.from_json(facts), settings.tokens_per_batch, threads)
 
 
 def load_exported(
@@ -67,6 +73,7 @@ def load_exported(
     engine: str,
     decisions: Decisions,
     tokens_per_batch: int | Literal["auto"] = "auto",
+    threads: int | None = None,
 ) -> Tagger:
     """Loads an exported model with an engine.
 
@@ -76,15 +83,17 @@ def load_exported(
         engine: `onnxruntime` or `openvino`.
         decisions: What its logits mean.
         tokens_per_batch: Most tokens of a batch, padding included.
+        threads: How many to compute with; by default one for each core.
     """
     from tokenizers import Tokenizer  # noqa: PLC0415 (trained models come with transformers' wrapper around it)
 
     precision = exported["precision"]
     running: Engine
     if engine == "onnxruntime":
-        running = OnnxRuntimeEngine(folder / exported["model"])
+        running = OnnxRuntimeEngine(folder / exported["model"], threads or usable_cores())
     else:
-        running = OpenVinoEngine(folder / exported["model"], "fp32" if precision == "fp32" else "bf16")
+        rest = "fp32" if precision == "fp32" else "bf16"
+        running = OpenVinoEngine(folder / exported["model"], rest, threads or usable_cores())
     tokenizer = SectionTokenizer.wrap(Tokenizer.from_file(str(folder / "tokenizer.json")), exported["pad_id"])
     size = choose_tokens_per_batch(tokens_per_batch, "cpu")
     return Tagger(running, tokenizer, decisions, f"{engine} on cpu in {precision}", size)
@@ -182,31 +191,70 @@ def token_logits(tagger: Tagger, prepared: Prepared, should_stop: Callable[[], N
     return logits
 
 
-def predict_documents(
-    tagger: Tagger, documents: Iterable[Document], documents_per_chunk: int
-) -> Iterator[list[Document]]:
-    """Predicts documents in chunks, so that memory stays bounded and progress can be saved.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which of the predicted entities a document gets, and whether it keeps those that it has.
 
-    While the network runs on a chunk, another thread reads and tokenises the next one and decodes the one before.
-    The result for a document depends on nothing but the chunk that it is in.
-
-    Yields:
-        For each chunk its documents with the predicted entities in the place of the ones they had.
+    Args:
+        min_score: The least score.
+        labels: The classes; empty means all.
+        keep: Whether the entities that are there stay; predicted ones that are among them are not added again.
     """
-    remaining = iter(documents)
 
-    def read() -> tuple[list[Document], Prepared]:
-        chunk = list(islice(remaining, documents_per_chunk))
-        return chunk, prepare([section for document in chunk for section in document.sections], tagger)
+    min_score: float = 0.0
+    labels: frozenset[str] = frozenset()
+    keep: bool = False
+
+    def apply(self, section: Section, predicted: Sequence[Entity]) -> Section:
+        """Returns the section with its entities."""
+        new = [
+            entity
+            for entity in predicted
+            if (entity.score or 0.0) >= self.min_score and (not self.labels or entity.label in self.labels)
+        ]
+        if self.keep:
+            known = {(entity.label, entity.spans) for entity in section.entities}
+            new = [*section.entities, *(entity for entity in new if (entity.label, entity.spans) not in known)]
+        return replace(section, entities=tuple(new))
+
+
+ALL = Selection()
+
+
+class PredictedDocuments(NamedTuple):
+    """Documents with the entities that were predicted, and how many tokens they have."""
+
+    documents: list[Document]
+    tokens: int
+
+
+def predict_chunk(tagger: Tagger, documents: Sequence[Document], selection: Selection = ALL) -> PredictedDocuments:
+    """Predicts documents together; the result for one depends on nothing but the chunk that it is in."""
+    prepared = _prepare_documents(tagger, documents)
+    return _with_entities(tagger, documents, prepared, token_logits(tagger, prepared), selection)
+
+
+def predict_chunks(
+    tagger: Tagger, chunks: Iterable[Sequence[Document]], selection: Selection = ALL
+) -> Iterator[PredictedDocuments]:
+    """Does what `predict_chunk` does, for chunk after chunk, on two threads.
+
+    While the network runs on a chunk, the other thread reads and tokenises the next one and decodes the one before.
+    """
+    remaining = iter(chunks)
+
+    def read() -> tuple[Sequence[Document], Prepared] | None:
+        chunk = next(remaining, None)
+        return None if chunk is None else (chunk, _prepare_documents(tagger, chunk))
 
     with ThreadPoolExecutor(1) as beside:
         ahead = beside.submit(read)
-        found: Future[list[Document]] | None = None
+        found: Future[PredictedDocuments] | None = None
         try:
-            while (got := ahead.result())[0]:
+            while (got := ahead.result()) is not None:
                 ahead = beside.submit(read)
                 logits = token_logits(tagger, got[1])
-                finished, found = found, beside.submit(_with_entities, tagger, *got, logits)
+                finished, found = found, beside.submit(_with_entities, tagger, *got, logits, selection)
                 if finished is not None:
                     yield finished.result()
         except Exception:  # what was predicted before a document that can't be read is not lost
@@ -217,12 +265,35 @@ def predict_documents(
             yield found.result()
 
 
-def _with_entities(tagger: Tagger, chunk: list[Document], prepared: Prepared, logits: Floats) -> list[Document]:
+def predict_documents(
+    tagger: Tagger, documents: Iterable[Document], documents_per_chunk: int
+) -> Iterator[list[Document]]:
+    """Predicts documents in chunks, so that memory stays bounded.
+
+    Yields:
+        For each chunk its documents with the predicted entities in the place of the ones they had.
+    """
+    remaining = iter(documents)
+    chunks = iter(lambda: list(islice(remaining, documents_per_chunk)), [])
+    for predicted in predict_chunks(tagger, chunks):
+        yield predicted.documents
+
+
+def _prepare_documents(tagger: Tagger, documents: Sequence[Document]) -> Prepared:
+    return prepare([section for document in documents for section in document.sections], tagger)
+
+
+def _with_entities(
+    tagger: Tagger, documents: Sequence[Document], prepared: Prepared, logits: Floats, selection: Selection
+) -> PredictedDocuments:
     predicted = iter(find_entities(tagger, prepared, logits))
-    return [
-        replace(
-            without_provenance(document),
-            sections=tuple(replace(section, entities=next(predicted)) for section in document.sections),
-        )
-        for document in chunk
-    ]
+    return PredictedDocuments(
+        [
+            replace(
+                document if selection.keep else without_provenance(document),
+                sections=tuple(selection.apply(section, next(predicted)) for section in document.sections),
+            )
+            for document in documents
+        ],
+        len(prepared.tokens.ids),
+    )

@@ -1,91 +1,226 @@
 """The output of `predict`, which grows chunk by chunk beside its final place and survives a kill."""
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import orjson
 
 from nertool.document_parsing import parse_document
-from nertool.documents import Document, dump_document
+from nertool.errors import NertoolError
 from nertool.files import (
+    exclusive,
     partial_path,
     publish_file,
     read_json,
+    recover_folder,
     replace_folder,
     write_atomic,
     write_json,
     write_manifest,
 )
-from nertool.formats import ReadReport
-from nertool.formats.jsonl import JsonlWriter
+from nertool.formats import Rejected
+from nertool.formats.jsonl import compress, lines_of
 from nertool.formats.kazu import KazuWriter
 from nertool.formats.output import is_document_file
-from nertool.formats.reading import write_rejected
 
+PARTS_ENDING = ".jsonl.zst"
 _JOB_FILE = "job.json"
+_RUNS_ON = "runs_on.json"
+_REJECTED = "rejected.jsonl"
+# In a folder of parts that are made apart: what they have in common.
+_PARTS_FILE = ".nertool-parts.json"
+# A chunk's key, how many documents it has and how many entities.
+_CHUNK_NAME = re.compile(r"chunk-([0-9-]+)\.([0-9]+)\.([0-9]+)\.done")
 
 
 class PredictionOutput:
-    """Takes predicted documents chunk by chunk; `documents` and `entities` say how many there are.
+    """Takes predicted chunks; used as a context manager.
 
-    Each chunk is a file of its own in a hidden folder beside the output, so a killed job goes on after the last whole
-    chunk. `finish` puts them together.
+    Each chunk is a file of its own in a hidden folder beside the output, so a killed job goes on with what is missing.
+    `finish` puts them together.
 
     Args:
         path: A folder, or a file with an ending of the jsonl format.
-        job: What decides on the result; what another job left behind is thrown away.
+        documents_per_file: For a folder: 1 gives each document a file, more make parts of whole chunks.
+
+    Raises:
+        NertoolError: If another command is working on the same output.
     """
 
-    def __init__(self, path: Path, job: dict[str, Any]) -> None:
+    def __init__(self, path: Path, documents_per_file: int = 1) -> None:
         self.path = path
-        self._partial = partial_path(path)
-        self._job = job
+        self.folder = partial_path(path)
         self.documents = 0
         self.entities = 0
-        self._chunks: list[Path] = []
+        self._chunks: dict[str, Path] = {}
+        self._documents: dict[str, int] = {}
+        self._documents_per_file = documents_per_file
+        self.runs_on: str | None = None
+        self._stack = ExitStack()
+
+    @property
+    def ending(self) -> str:
+        """Decides, as in a file's name, how chunks are compressed."""
+        return self.path.name if is_document_file(self.path) else PARTS_ENDING
+
+    @property
+    def done(self) -> frozenset[str]:
+        """The keys of the chunks that are saved."""
+        return frozenset(self._chunks)
 
     def __enter__(self) -> Self:
-        if not (self._partial / _JOB_FILE).is_file() or read_json(self._partial / _JOB_FILE) != self._job:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir()
-            write_json(self._partial / _JOB_FILE, self._job)
-        self._chunks = sorted(self._partial.glob("chunk-*.jsonl"))
-        for chunk in self._chunks:
-            for line in chunk.read_bytes().splitlines():
-                self._count(orjson.loads(line))
+        self._stack.enter_context(exclusive(self.path))
+        self.folder.mkdir(exist_ok=True)
+        self._rejected: BinaryIO = self._stack.enter_context((self.folder / _REJECTED).open("wb"))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        pass  # what is unfinished stays, to go on with
+        self._stack.close()
+        if not self._chunks and self.folder.is_dir():  # else it stays, to go on with
+            shutil.rmtree(self.folder)
 
-    def _count(self, document: dict[str, Any]) -> None:
-        self.documents += 1
-        self.entities += sum(len(section.get("entities", [])) for section in document["sections"])
+    def reject(self, rejected: Sequence[Rejected]) -> None:
+        """Sets aside documents that can't be used, with their reasons."""
+        self._rejected.writelines(orjson.dumps(item.to_json()) + b"\n" for item in rejected)
 
-    def write(self, documents: Sequence[Document]) -> None:
-        """Saves a chunk, whole or not at all."""
-        chunk = self._partial / f"chunk-{len(self._chunks):08d}.jsonl"
-        write_atomic(chunk, b"".join(dump_document(document) + b"\n" for document in documents))
-        self._chunks.append(chunk)
-        self.documents += len(documents)
-        self.entities += sum(len(section.entities) for document in documents for section in document.sections)
+    def resume(self, job: dict[str, Any]) -> None:
+        """Takes up the chunks that a killed run left, if it was the same job; those of another one are thrown away.
 
-    def finish(self, reading: ReadReport) -> None:
+        Args:
+            job: What decides on the result.
+        """
+        file = self.folder / _JOB_FILE
+        job = orjson.loads(orjson.dumps(job))  # lists for tuples, as in the file
+        if not file.is_file() or read_json(file) != job:
+            for path in [*self.folder.glob("chunk-*"), *self.folder.glob(_RUNS_ON)]:
+                path.unlink()
+            write_json(file, job)
+        if (self.folder / _RUNS_ON).is_file():
+            self.runs_on = read_json(self.folder / _RUNS_ON)
+        for path in self.folder.iterdir():
+            if name := _CHUNK_NAME.fullmatch(path.name):
+                self._take_up(name[1], path, int(name[2]), int(name[3]))
+
+    def _take_up(self, key: str, path: Path, documents: int, entities: int) -> None:
+        self._chunks[key] = path
+        self._documents[key] = documents
+        self.documents += documents
+        self.entities += entities
+
+    def write(self, key: str, data: bytes, documents: int, entities: int, runs_on: str) -> None:
+        """Saves a chunk, whole or not at all; one that is there already stays as it is.
+
+        Args:
+            key: Which chunk it is.
+            data: Its documents as JSON lines.
+            documents: How many they are.
+            entities: How many entities they have.
+            runs_on: The engine, the device and the precision, which must be the same for all chunks.
+
+        Raises:
+            NertoolError: If they are not.
+        """
+        if key in self._chunks:
+            return
+        if self.runs_on is None:
+            write_json(self.folder / _RUNS_ON, runs_on)
+            self.runs_on = runs_on
+        if runs_on != self.runs_on:
+            raise NertoolError(
+                f"the documents so far were predicted by {self.runs_on}, now it is {runs_on}; results would be mixed",
+                f"predict.engine, predict.device and predict.precision choose; to start afresh delete {self.folder}",
+            )
+        path = self.folder / f"chunk-{key}.{documents}.{entities}.done"
+        write_atomic(path, data)
+        self._take_up(key, path, documents, entities)
+
+    def finish(self) -> None:
         """Makes the output appear, whole, with the documents that were set aside beside it."""
-        as_file = is_document_file(self.path)
-        name = self.path.name if as_file else "documents"
-        writer: JsonlWriter | KazuWriter = (JsonlWriter if as_file else KazuWriter)(self._partial / name)
-        with writer:
-            for chunk in self._chunks:
-                for line in chunk.read_bytes().splitlines():
-                    writer.write(parse_document(line).document)
-        if as_file:
-            write_rejected(reading, self.path.with_name(f"{self.path.name}.rejected.jsonl"))
-            publish_file(self._partial / name, self.path)
+        self._rejected.close()
+        rejected = self.folder / _REJECTED
+        if is_document_file(self.path):
+            whole = self.folder / self.path.name
+            _join((self._chunks[key] for key in sorted(self._chunks)), whole)
+            beside = self.path.with_name(f"{self.path.name}.{_REJECTED}")
+            beside.unlink(missing_ok=True)  # of an earlier run
+            if rejected.stat().st_size:
+                publish_file(rejected, beside)
+            publish_file(whole, self.path)
         else:
-            write_rejected(reading, self._partial / name / "rejected.jsonl")
-            write_manifest(self._partial / name, "predict")
-            replace_folder(self._partial / name, self.path)
-        shutil.rmtree(self._partial)
+            recover_folder(self.path)
+            whole = self.folder / "documents"
+            shutil.rmtree(whole, ignore_errors=True)
+            whole.mkdir()
+            if self._documents_per_file == 1:
+                self._write_files(whole)
+            else:
+                for number, keys in enumerate(self._parts()):
+                    _join((self._chunks[key] for key in keys), whole / f"part-{number:05d}{PARTS_ENDING}")
+            if rejected.stat().st_size:
+                shutil.copyfile(rejected, whole / _REJECTED)
+            write_manifest(whole, "predict")
+            replace_folder(whole, self.path)
+        shutil.rmtree(self.folder)
+
+    def _write_files(self, folder: Path) -> None:
+        with KazuWriter(folder) as writer:
+            for key in sorted(self._chunks):
+                for line in lines_of(self._chunks[key].read_bytes(), PARTS_ENDING):
+                    writer.write(parse_document(line).document)
+
+    def _parts(self) -> Iterator[list[str]]:
+        keys: list[str] = []
+        documents = 0
+        for key in sorted(self._chunks):
+            keys.append(key)
+            documents += self._documents[key]
+            if documents >= self._documents_per_file:
+                yield keys
+                keys, documents = [], 0
+        if keys:
+            yield keys
+
+
+def part_of(folder: Path, number: int, count: int) -> Path:
+    """Returns the file of one part of a folder whose parts are made apart."""
+    return folder / f"part-{number:05d}-of-{count:05d}{PARTS_ENDING}"
+
+
+def check_parts(folder: Path, facts: dict[str, Any], *, force: bool) -> None:
+    """Makes sure that all parts of a folder are made by the same model in the same way.
+
+    Args:
+        folder: The folder; made if it isn't there.
+        facts: What the parts have in common.
+        force: Whether parts that were made otherwise are going to be replaced, this one now and the others in turn.
+
+    Raises:
+        NertoolError: If other parts were made otherwise, or the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NertoolError(f"cannot write {folder}: {error.strerror or error}", "choose another output") from error
+    file = folder / _PARTS_FILE
+    facts = orjson.loads(orjson.dumps(facts))
+    if file.is_file() and not force:
+        others = read_json(file)
+        if differing := sorted(name for name in {**others, **facts} if others.get(name) != facts.get(name)):
+            said = "; ".join(f"{name}: {others.get(name)} there, {facts.get(name)} now" for name in differing)
+            raise NertoolError(f"the parts in {folder} were made otherwise ({said})", "choose another OUT, or --force")
+    else:
+        write_json(file, facts)
+
+
+def _join(chunks: Iterable[Path], whole: Path) -> None:
+    """Makes one file of chunks: compressed files may stand one after the other."""
+    with whole.open("wb") as target:
+        for chunk in chunks:
+            with chunk.open("rb") as source:
+                shutil.copyfileobj(source, target)
+        if not target.tell():
+            target.write(compress(b"", whole.name))

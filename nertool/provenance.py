@@ -8,6 +8,7 @@ from nertool.documents import Document, Section
 
 _KEY = "nertool_annotation"
 _REVIEW_KEY = "nertool_review"
+_PREDICTION_KEY = "nertool_prediction"
 # In the metadata of a section: what people did with it in Label Studio, and its number in the document.
 SECTION_METADATA = "label_studio"
 
@@ -24,11 +25,17 @@ def with_review(document: Document, sections: dict[str, int], people: list[str])
     return replace(document, extra={**document.extra, "metadata": metadata})
 
 
+def with_prediction(document: Document, facts: dict[str, Any]) -> Document:
+    """Notes which model predicted entities of a document: `model`, `model_digest` and more."""
+    metadata = {**document.extra.get("metadata", {}), _PREDICTION_KEY: facts}
+    return replace(document, extra={**document.extra, "metadata": metadata})
+
+
 def without_provenance(document: Document) -> Document:
     """Forgets how a document was annotated and reviewed, for one whose entities are replaced."""
     sections = tuple(map(without_review, document.sections))
     metadata = document.extra.get("metadata", {})
-    kept = {name: value for name, value in metadata.items() if name not in (_KEY, _REVIEW_KEY)}
+    kept = {key: value for key, value in metadata.items() if key not in (_KEY, _REVIEW_KEY, _PREDICTION_KEY)}
     extra = document.extra if len(kept) == len(metadata) else {**document.extra, "metadata": kept}
     return replace(document, sections=sections, extra=extra)
 
@@ -55,10 +62,13 @@ def annotators(document: Document) -> Iterator[str]:
         )
         if not set(review.get("sections", ())) - {"corrected", "confirmed", "annotated"}:
             return  # they have seen all of it
+    predicted = metadata.get(_PREDICTION_KEY)
+    if isinstance(predicted, dict) and "model" in predicted:
+        yield f"the model {predicted['model']}"
     facts = metadata.get(_KEY)
     if isinstance(facts, dict) and isinstance(facts.get("models"), list) and facts["models"]:
         prompts = facts.get("prompts") or []
         prompt = f" with prompt {', '.join(map(str, prompts))}" if prompts else ""
         yield from (f"the LLM {model}{prompt}" for model in facts["models"])
-        return
-    yield from {entity.namespace for section in document.sections for entity in section.entities}
+    elif not isinstance(predicted, dict):
+        yield from {entity.namespace for section in document.sections for entity in section.entities}

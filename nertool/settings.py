@@ -213,8 +213,25 @@ class PredictSettings(_Part):
         "many, and 8,192 on a GPU.",
     )
     documents_per_chunk: int = Field(
-        256, ge=1, description="Documents that are held in memory, sorted by length and saved at a time."
+        256, ge=1,
+        description="Most documents that a process holds in memory, sorts by length and saves at a time; of long ones "
+        "as many as take 4 MB.",
+    )  # fmt: skip
+    workers: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="`predict`: processes, each with the model and its share of the cores. Unset: one for each core if "
+        "the model was exported to ONNX or OpenVINO, else one.",
     )
+    min_score: Fraction = Field(0.0, description="`predict`: leave out entities with a lower score.")
+    labels: tuple[str, ...] = Field((), description="`predict`: only entities of these classes. Empty: of all.")
+    keep_entities: bool = Field(
+        False, description="`predict`: keep the entities that the documents have, and add the predicted ones."
+    )
+    documents_per_file: int = Field(
+        1, ge=1,
+        description="`predict` into a folder: documents in each file, to the next whole chunk; 1: a `.json` file for "
+        "each, more: `part-*.jsonl.zst`.",
+    )  # fmt: skip
 
 
 class AnnotateSettings(_Part):

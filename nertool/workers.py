@@ -32,10 +32,14 @@ class WorkerPool:
         workers: How many.
         prepare: Called once in each of them.
         arguments: Its arguments.
+        setting: The setting that says how many.
     """
 
-    def __init__(self, workers: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, workers: int, prepare: Callable[..., None], arguments: tuple[Any, ...], setting: str = "data.workers"
+    ) -> None:
         self._workers = workers
+        self._setting = setting
         self._executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (prepare, arguments))
 
     def __enter__(self) -> Self:
@@ -63,7 +67,7 @@ class WorkerPool:
         except BrokenProcessPool as error:
             raise NertoolError(
                 "a worker process was killed from outside, perhaps because memory ran out",
-                "run the command again, it goes on where it was; fewer processes: --set data.workers=1",
+                f"run the command again, it goes on where it was; fewer processes: --set {self._setting}=1",
             ) from error
 
 

@@ -490,11 +490,11 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
     succeed("predict", run / "model", documents, "whole.jsonl", *chunks)
     real_write, calls = PredictionOutput.write, []
 
-    def write(self: PredictionOutput, chunk: Any) -> None:
-        calls.append(len(chunk))
+    def write(self: PredictionOutput, key: str, data: bytes, documents: int, *others: Any) -> None:
+        calls.append(documents)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        real_write(self, chunk)
+        real_write(self, key, data, documents, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(PredictionOutput, "write", write)
@@ -502,11 +502,9 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
     assert result.exit_code == 130 and not Path("cut.jsonl").exists()
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(
-            PredictionOutput, "write", lambda self, chunk: calls.append(len(chunk)) or real_write(self, chunk)
-        )
-        succeed("predict", run / "model", documents, "cut.jsonl", *chunks)
-    assert calls == [3, 3, 3, 2]  # nine documents were done already
+        patch.setattr(PredictionOutput, "write", lambda self, *what: calls.append(what[2]) or real_write(self, *what))
+        again = succeed("predict", run / "model", documents, "cut.jsonl", *chunks)
+    assert calls == [3, 3, 3, 2] and "going on after 9 documents" in again.stderr
     assert Path("cut.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
     assert sorted(path.name for path in Path().iterdir()) == ["cut.jsonl", "whole.jsonl"]
 

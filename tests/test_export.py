@@ -84,7 +84,11 @@ def test_predict_and_evaluate_take_an_exported_model(trained: Path, onnx_model: 
     succeed("predict", trained / "run/model", trained / "eval", "one.jsonl", "--set", "predict.precision=fp32")
     result = json.loads(succeed("predict", onnx_model, trained / "eval", "two.jsonl", "--json").stdout)
     assert result["runs_on"] in ("onnxruntime on cpu in fp32", "openvino on cpu in fp32")  # whichever was faster
-    assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
+    one, two = (
+        [json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("one.jsonl", "two.jsonl")
+    )
+    models = {document.pop("metadata")["nertool_prediction"]["model"] for document in one + two}
+    assert one == two and models == {"model", onnx_model.name}
     scored = json.loads(succeed("evaluate", onnx_model, trained / "eval", "--json").stdout)
     assert scored["micro_f1"] == pytest.approx(read_facts(onnx_model)["export"]["f1"]["export"], abs=1e-5)
 
@@ -128,7 +132,7 @@ def test_int8_is_small_and_agrees(trained: Path) -> None:
 def test_an_int8_models_result_for_a_text_does_not_depend_on_its_neighbours(tmp_path: Path, plain: Path) -> None:
     """onnxruntime's own dynamic scales are those of the whole batch."""
     to_int8(plain, tmp_path / "int8.onnx")
-    engine = OnnxRuntimeEngine(tmp_path / "int8.onnx")
+    engine = OnnxRuntimeEngine(tmp_path / "int8.onnx", 1)
     ids = np.random.default_rng(1).integers(5, 200, (8, 20))
     mask = np.ones_like(ids)
     np.testing.assert_array_equal(engine(ids, mask)[:1], engine(ids[:1], mask[:1]))
@@ -150,8 +154,8 @@ def test_layers_that_are_kept_are_computed_in_fp32(tmp_path: Path, plain: Path) 
     assert groups["bert.encoder.layer.output.dense"] == [f"bert.encoder.layer.{i}.output.dense" for i in (0, 1)]
     assert sorted(name for group in groups.values() for name in group) == sorted(layers)
     ids = np.random.default_rng(1).integers(5, 200, (2, 20))
-    exact = OnnxRuntimeEngine(plain)(ids, np.ones_like(ids))
-    np.testing.assert_allclose(OnnxRuntimeEngine(tmp_path / "none.onnx")(ids, np.ones_like(ids)), exact, atol=1e-4)
+    exact = OnnxRuntimeEngine(plain, 1)(ids, np.ones_like(ids))
+    np.testing.assert_allclose(OnnxRuntimeEngine(tmp_path / "none.onnx", 1)(ids, np.ones_like(ids)), exact, atol=1e-4)
 
 
 @pytest.mark.parametrize(("least", "expected"), [(0.5, []), (0.9, ["ffn"]), (0.96, ["ffn", "query"])])

@@ -1,23 +1,57 @@
 """`nertool predict`: entities in new texts."""
 
-from collections.abc import Iterator
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from nertool.commands.options import Config, Device, Force, Json, LsProject, Set, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
-    from nertool.documents import Document
-    from nertool.formats import ReadReport
+    from contextlib import AbstractContextManager
+
+    from nertool.bulk_prediction import Engine, Job
+    from nertool.chunks import Shard
+
+STANDARD = Path("-")
 
 
 @command
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, trained or exported.")],
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Documents or plain texts (.txt): a folder or a file.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder, or a .jsonl, .jsonl.gz or .jsonl.zst file.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Documents or texts: a folder, a file, or - for lines on stdin.")
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder, a .jsonl, .jsonl.gz or .jsonl.zst file, or - for stdout.")
+    ],
+    from_format: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="The format of IN; unset: as its ending tells.")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="Leave out entities with a lower score.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="A,B", help="Only entities of these classes.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        bool | None, typer.Option("--keep", help="Keep the entities that the documents have, and add to them.")
+    ] = None,
+    documents_per_file: Annotated[
+        int | None,
+        typer.Option("--documents-per-file", help="More than 1: parts instead of a file each.", show_default=False),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; OUT becomes a folder of the parts.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes, each with the model.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Where the work is done: here, or on a Ray cluster.")
+    ] = "local",
     ls_project: LsProject = None,
     device: Device = None,
     skip_invalid: SkipInvalid = None,
@@ -31,37 +65,84 @@ def predict(
     A run that was killed goes on where it was when the same command is run again.
 
     nertool predict run/model texts/ predictions/
+    nertool predict packed corpus.jsonl.zst predictions/ --shard $SLURM_ARRAY_TASK_ID/100
     """
     from nertool.commands.showing import check_showing, choose_rows, show_predictions
     from nertool.console import print_json, say
+    from nertool.errors import NertoolError
     from nertool.formats import ReadReport, read_documents
 
-    options = {"predict.device": device, "data.skip_invalid": skip_invalid}
+    options = {
+        "predict.device": device,
+        "predict.min_score": min_score,
+        "predict.labels": None if labels is None else tuple(label.strip() for label in labels.split(",")),
+        "predict.keep_entities": keep,
+        "predict.documents_per_file": documents_per_file,
+        "predict.workers": workers,
+        "data.skip_invalid": skip_invalid,
+    }
     settings = settings_from(config, assignments, options)
+    if output == STANDARD and (json or shard or ls_project):
+        raise NertoolError("documents on stdout go with none of --json, --shard and --ls-project", "name a file as OUT")
     if ls_project is not None:
         check_showing(ls_project, settings)
-    result = run_predict(model, source, output, settings, force=force)
+    part = None if shard is None else parse_shard(shard)
+    if output == STANDARD:
+        _predict_to_stdout(model, source, settings, from_format, engine)
+        return
+    result = run_predict(
+        model, source, output, settings, force=force, from_format=from_format, shard=part, engine_name=engine
+    )
     if json:
         print_json(result)
     else:
-        say(f"{result['documents']:,} documents with {result['entities']:,} predicted entities written to {output}")
+        say(
+            f"{result['documents']:,} documents with {result['entities']:,} predicted entities "
+            f"written to {result['output']}"
+        )
     if ls_project is not None:
-        documents = ((None, document) for document in read_documents(output, ReadReport()))
+        documents = ((None, document) for document in read_documents(Path(result["output"]), ReadReport()))
         rows = choose_rows(documents, settings.label_studio.sample)
         show_predictions(rows, model, ls_project, settings)
 
 
+def parse_shard(text: str) -> "Shard":
+    """Reads `3/100`.
+
+    Raises:
+        NertoolError: If it is something else.
+    """
+    from nertool.chunks import Shard
+    from nertool.errors import NertoolError
+
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise NertoolError(f"{text!r} is no shard", "write --shard 3/100 for the third of a hundred parts")
+    return Shard(int(number), int(count))
+
+
 def run_predict(
-    model_folder: Path, source: Path, output: Path, settings: Any, *, force: bool = False
+    model_folder: Path,
+    source: Path,
+    output: Path,
+    settings: Any,
+    *,
+    force: bool = False,
+    from_format: str | None = None,
+    shard: "Shard | None" = None,
+    engine_name: Literal["local", "ray"] = "local",
 ) -> dict[str, Any]:
     """Predicts documents, chunk by chunk; each finished chunk is saved.
 
     Args:
         model_folder: A model that nertool trained or exported.
-        source: Documents or texts.
+        source: Documents or texts; `-`: lines on stdin.
         output: A folder, or a `.jsonl` file, compressed or not.
         settings: The `Settings`.
         force: Replace an older output.
+        from_format: The format of the source; by default each file's ending tells.
+        shard: The part that is wanted, if not all; then the output is a folder that gets a file for it.
+        engine_name: `local` or `ray`.
 
     Returns:
         The counts that `--json` prints.
@@ -69,43 +150,80 @@ def run_predict(
     Raises:
         NertoolError: If the model or the documents can't be used.
     """
-    from itertools import islice
-
-    from nertool.artefacts import model_digest
-    from nertool.cache_building import scan
-    from nertool.console import progress
+    from nertool import __version__
+    from nertool.artefacts import model_digest, read_facts
+    from nertool.bulk_prediction import Job, Reading, check_all, check_labels
+    from nertool.chunks import WHOLE, Check
+    from nertool.console import Rate, progress, say
+    from nertool.errors import NertoolError
     from nertool.files import check_output
-    from nertool.formats import ReadReport, read_documents
     from nertool.formats.output import is_document_file
-    from nertool.formats.reading import report_reading
-    from nertool.inference import load_tagger, predict_documents
-    from nertool.prediction_output import PredictionOutput
+    from nertool.formats.reading import invalid_documents, report_reading
+    from nertool.formats.standard_input import spool
+    from nertool.prediction_output import PredictionOutput, check_parts, part_of
 
-    check_output(output, force=force, as_file=is_document_file(output), source=source)
-    tagger = load_tagger(model_folder, settings.predict)
-    reading = ReadReport()
-
-    def read(report: "ReadReport") -> "Iterator[Document]":
-        return read_documents(source, report, skip_invalid=settings.data.skip_invalid, texts=True)
-
-    with progress("reading", None, "documents") as advance:
-        scanned = scan(read(reading), advance)  # what is wrong with them shows before the long work, not after it
-    job = {
-        "model": model_digest(model_folder),
-        "documents": scanned.digest,
-        "predict": settings.predict.model_dump(),
-        "runs_on": tagger.runs_on,
-    }
-    with PredictionOutput(output, job) as writer, progress("predicting", scanned.documents, "documents") as advance:
-        documents = islice(read(ReadReport()), writer.documents, None)
-        for chunk in predict_documents(tagger, documents, settings.predict.documents_per_chunk):
-            writer.write(chunk)
-            advance(writer.documents)
-        writer.finish(reading)
-    report_reading(reading)
+    digest = model_digest(model_folder)
+    check_labels(tuple(read_facts(model_folder)["scheme"]["labels"]), settings.predict.labels)
+    selection = {name: getattr(settings.predict, name) for name in ("min_score", "labels", "keep_entities")}
+    chosen = {name: value for name, value in selection.items() if value}
+    facts = {"model": model_folder.name, "model_digest": digest[:16], "nertool_version": __version__, **chosen}
+    if shard is not None:
+        if is_document_file(output) or source == STANDARD:
+            raise NertoolError("--shard makes a folder of parts, of files that every shard can read", "name a folder")
+        check_parts(output, {**facts, "parts": shard.count}, force=force)
+        output = part_of(output, shard.number, shard.of)
+    check_output(output, force=force, as_file=is_document_file(output), source=None if source == STANDARD else source)
+    job = Job(model_folder.resolve(), settings.predict, PredictionOutput(output).ending, facts)
+    with PredictionOutput(output, settings.predict.documents_per_file) as writer:
+        if source == STANDARD:
+            source, from_format = spool(sys.stdin.buffer, writer.folder, from_format), "jsonl"
+        reading = Reading(source, from_format, settings.predict.documents_per_chunk, shard or WHOLE)
+        check = Check(writer.reject)
+        for _ in reading.sources(check.report):
+            pass
+        with _open_engine(engine_name, job) as engine:
+            with progress("checking", None, "documents") as advance:
+                left_out = check_all(engine, reading, check, advance)
+            if check.report.rejected and not settings.data.skip_invalid:
+                raise invalid_documents(check.report)
+            decisive = settings.predict.model_dump(exclude={"workers", "documents_per_file"})
+            writer.resume({"model": digest, "documents": check.digest, "predict": decisive, "ending": job.ending})
+            if writer.done:
+                say(f"going on after {writer.documents:,} documents that are done")
+            reading = replace(reading, done=writer.done, left_out=left_out)
+            with progress("predicting", check.report.documents, "documents", writer.documents) as advance:
+                rate = Rate()
+                for chunk in engine.predict(reading):
+                    writer.write(chunk.key, chunk.data, chunk.documents, chunk.entities, chunk.runs_on)
+                    advance(writer.documents, rate.note(documents=chunk.documents, tokens=chunk.tokens))
+        writer.finish()
+    report_reading(check.report)
     return {
+        "output": str(output),
         "documents": writer.documents,
         "entities": writer.entities,
-        "runs_on": tagger.runs_on,
-        "read": reading.to_json(),
+        "runs_on": writer.runs_on,
+        "read": check.report.to_json(),
     }
+
+
+def _predict_to_stdout(model: Path, source: Path, settings: Any, from_format: str | None, engine_name: Any) -> None:
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix="nertool-") as folder:
+        output = Path(folder) / "documents.jsonl"
+        run_predict(model, source, output, settings, from_format=from_format, engine_name=engine_name)
+        with output.open("rb") as lines:
+            shutil.copyfileobj(lines, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def _open_engine(name: Literal["local", "ray"], job: "Job") -> "AbstractContextManager[Engine]":
+    if name == "ray":
+        from nertool.ray_engine import RayEngine
+
+        return RayEngine(job)
+    from nertool.bulk_prediction import LocalEngine, choose_workers
+
+    return LocalEngine(job, choose_workers(job.model, job.settings))

@@ -95,6 +95,8 @@ class Format(NamedTuple):
         writer: Writes documents, into a folder that is there if `folder`, else into a new file.
         losses: Counts what of a document the format can't hold: in words → how often. None: it holds everything.
         folder: Whether it has a file for each document, and so takes a folder.
+        read_raw: Where documents stand one after the other as JSON: gives the place and the bytes of each, and what is
+            wrong if they can't be got at, without parsing them.
     """
 
     endings: tuple[str, ...]
@@ -102,6 +104,7 @@ class Format(NamedTuple):
     writer: type[Writer]
     losses: Callable[[Document], Counter[str]] | None = None
     folder: bool = False
+    read_raw: Callable[[Path], Iterator[tuple[str, bytes, tuple[Problem, ...]]]] | None = None
 
 
 @dataclass
@@ -123,12 +126,16 @@ class Rejected:
 
 @dataclass
 class ReadReport:
-    """What came in and what didn't; filled while documents are read."""
+    """What came in and what didn't; filled while documents are read.
+
+    `more_rejected` counts further invalid documents, where too many to keep them in memory.
+    """
 
     documents: int = 0
     sections: int = 0
     entities: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+    more_rejected: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     ignored_files: list[str] = field(default_factory=list)
 
@@ -138,7 +145,7 @@ class ReadReport:
             "documents": self.documents,
             "sections": self.sections,
             "entities": self.entities,
-            "rejected": len(self.rejected),
+            "rejected": len(self.rejected) + self.more_rejected,
             "notes": dict(sorted(self.notes.items())),
             "ignored_files": self.ignored_files,
         }

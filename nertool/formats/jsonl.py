@@ -17,13 +17,19 @@ from nertool.formats.kazu import parse_record
 
 def read_jsonl(file: Path) -> Iterator[Record]:
     """Reads a document from each line that isn't blank."""
+    for place, line, problems in read_raw_lines(file):
+        yield Record(place, None, problems) if problems else parse_record(place, line)
+
+
+def read_raw_lines(file: Path) -> Iterator[tuple[str, bytes, tuple[Problem, ...]]]:
+    """Reads the lines that aren't blank: place, bytes, and what is wrong with a broken file."""
     number = 0
     try:
         for number, line in enumerate(_lines(file), start=1):
             if line.strip():
-                yield parse_record(f"{file}:{number}", line)
+                yield f"{file}:{number}", line, ()
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        yield Record(f"{file}:{number + 1}", None, (Problem("", f"the compressed file is broken: {error}"),))
+        yield f"{file}:{number + 1}", b"", (Problem("", f"the compressed file is broken: {error}"),)
 
 
 class JsonlWriter:
@@ -51,6 +57,27 @@ class JsonlWriter:
     def write(self, document: Document) -> None:
         """Writes one line."""
         self._file.write(dump_document(document) + b"\n")
+
+
+def compress(lines: bytes, name: str) -> bytes:
+    """Returns lines compressed as the ending of a file's name says.
+
+    What it returns for several pieces, put together, is a file of all of them.
+    """
+    if name.lower().endswith(".gz"):
+        return gzip.compress(lines, 6, mtime=0)
+    if name.lower().endswith(".zst"):
+        return zstandard.ZstdCompressor(write_checksum=True).compress(lines)
+    return lines
+
+
+def lines_of(data: bytes, name: str) -> list[bytes]:
+    """Returns the lines that `compress` got once."""
+    if name.lower().endswith(".gz"):
+        data = gzip.decompress(data)
+    elif name.lower().endswith(".zst") and data:
+        data = zstandard.ZstdDecompressor().decompress(data)
+    return data.splitlines()
 
 
 def _lines(file: Path) -> Iterator[bytes]:

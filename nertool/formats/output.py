@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nertool.errors import NertoolError
 from nertool.files import check_output, growing, new_folder, publish_file
 from nertool.formats.base import SIDE_FILES, Writer
 from nertool.formats.jsonl import JsonlWriter
@@ -25,8 +26,15 @@ class DocumentOutput(NamedTuple):
 
 
 def is_document_file(path: Path) -> bool:
-    """Tells whether documents go into one file, by its ending, or into a folder."""
-    return path.name.lower().endswith(FORMATS["jsonl"].endings)
+    """Tells whether documents go into one file, by its ending, or into a folder.
+
+    Raises:
+        NertoolError: If its ending is that of rows for Hugging Face's datasets, which end in `.jsonl`, too.
+    """
+    name = path.name.lower()
+    if name.endswith(FORMATS["datasets"].endings):
+        raise NertoolError(f"{path}: documents are not written as rows at once", "name it .jsonl, then nertool convert")
+    return name.endswith(FORMATS["jsonl"].endings)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from nertool.formats.brat import CONFIGURATION_FILES, BratWriter, brat_losses, r
 from nertool.formats.conll import BioesConllWriter, ConllWriter, conll_losses, read_conll
 from nertool.formats.datasets_rows import ENDINGS as DATASETS_ENDINGS
 from nertool.formats.datasets_rows import DatasetsWriter, read_datasets
-from nertool.formats.jsonl import JsonlWriter, read_jsonl
+from nertool.formats.jsonl import JsonlWriter, read_jsonl, read_raw_lines
 from nertool.formats.kazu import KazuWriter, read_kazu
 from nertool.formats.label_studio_json import LabelStudioWriter, label_studio_losses, read_label_studio
 from nertool.formats.pubtator import PubtatorWriter, pubtator_losses, read_pubtator
@@ -35,7 +35,7 @@ FORMATS = {
     "spacy": Format((".spacy",), read_spacy, SpacyWriter),
     "datasets": Format(DATASETS_ENDINGS, read_datasets, DatasetsWriter),
     # Below the formats whose endings end in theirs.
-    "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter),
+    "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter, read_raw=read_raw_lines),
     "kazu": Format((".json",), read_kazu, KazuWriter, folder=True),
     "text": Format((".txt",), read_text, TextWriter, text_losses, folder=True),
 }
@@ -67,7 +67,7 @@ def read_documents(
         NertoolError: If there is nothing to read; at the end, if documents were invalid (with all of them).
     """
     seen: dict[str, str] = {}
-    for file, file_format in _files(path, format_name, texts, report):
+    for file, file_format in list_files(path, format_name, texts=texts, report=report):
         try:
             for found in file_format.read(file):
                 record = _refuse_known_id(found, seen)
@@ -75,19 +75,26 @@ def read_documents(
                 if record.document is None:
                     report.rejected.append(Rejected(record.place, record.problems, record.raw))
                     continue
-                report.documents += 1
-                report.sections += len(record.document.sections)
-                report.entities += sum(len(section.entities) for section in record.document.sections)
+                count_document(record.document, report)
                 yield record.document
         except OSError as error:
             raise NertoolError(f"cannot read {file}: {error.strerror or error}") from error
     if report.rejected and not skip_invalid:
-        raise NertoolError(
-            describe_rejected(report.rejected),
-            "mend them, or use --skip-invalid to set them aside in rejected.jsonl and go on with the rest",
-        )
+        raise invalid_documents(report)
     if not report.documents and not report.rejected:
         raise NertoolError(f"{path} holds no documents")
+
+
+def count_document(document: Document, report: ReadReport) -> None:
+    """Adds a document to the counts of a report."""
+    report.documents += 1
+    report.sections += len(document.sections)
+    report.entities += sum(len(section.entities) for section in document.sections)
+
+
+def repeated_id(identifier: str, first: str) -> Problem:
+    """Returns what is wrong with a document whose id an earlier one has, at the place `first`."""
+    return Problem("idx", f"the id {identifier!r} is already used by {first}")
 
 
 def choose_format(name: str) -> Format:
@@ -110,6 +117,14 @@ def format_to_write(output: Path, name: str | None) -> tuple[str, Format]:
     return next(endings, ("kazu", FORMATS["kazu"]))
 
 
+def invalid_documents(report: ReadReport) -> NertoolError:
+    """Returns the error that names the invalid documents."""
+    return NertoolError(
+        describe_rejected(report.rejected, report.more_rejected),
+        "mend them, or use --skip-invalid to set them aside in rejected.jsonl and go on with the rest",
+    )
+
+
 def count_files(path: Path) -> int | None:
     """Returns how many documents a folder holds that has a file for each; None where only reading tells."""
     if not path.is_dir():
@@ -120,14 +135,16 @@ def count_files(path: Path) -> int | None:
     return len(documents) if one_each else None
 
 
-def describe_rejected(rejected: list[Rejected]) -> str:
+def describe_rejected(rejected: list[Rejected], more: int = 0) -> str:
     """Returns a message that names every invalid document and what is wrong with it."""
-    lines = [f"{len(rejected)} invalid document{'s' if len(rejected) > 1 else ''}:"]
+    lines = [f"{len(rejected) + more:,} invalid document{'s' if len(rejected) > 1 else ''}:"]
     for item in rejected:
         for problem in item.problems[:_PROBLEMS_SHOWN_PER_DOCUMENT]:
             lines.append(f"  {item.place}: {problem}")
-        if (more := len(item.problems) - _PROBLEMS_SHOWN_PER_DOCUMENT) > 0:
-            lines.append(f"  {item.place}: and {more} more")
+        if (others := len(item.problems) - _PROBLEMS_SHOWN_PER_DOCUMENT) > 0:
+            lines.append(f"  {item.place}: and {others} more")
+    if more:
+        lines.append(f"  and {more:,} more")
     return "\n".join(lines)
 
 
@@ -137,11 +154,14 @@ def _refuse_known_id(record: Record, seen: dict[str, str]) -> Record:
     first = seen.setdefault(record.document.id, record.place)
     if first is record.place:
         return record
-    problem = Problem("idx", f"the id {record.document.id!r} is already used by {first}")
+    problem = repeated_id(record.document.id, first)
     return Record(record.place, None, (problem,), record.raw or dump_document(record.document))
 
 
-def _files(path: Path, format_name: str | None, texts: bool, report: ReadReport) -> Iterator[tuple[Path, Format]]:
+def list_files(
+    path: Path, format_name: str | None, *, texts: bool, report: ReadReport
+) -> Iterator[tuple[Path, Format]]:
+    """Yields the files that are to be read, each with its format; the arguments are those of `read_documents`."""
     if not path.exists():
         raise NertoolError(f"{path} does not exist", "check the path")
     if path.is_file():
@@ -215,7 +235,7 @@ def report_reading(report: ReadReport) -> None:
     for item in report.rejected:
         say(f"set aside: {item.place}: {item.problems[0]}")
     if report.rejected:
-        say(f"{len(report.rejected):,} invalid documents were set aside")
+        say(f"{len(report.rejected) + report.more_rejected:,} invalid documents were set aside")
     for note, count in report.notes.items():
         say(f"note: {count:,} {note}")
     if report.ignored_files:
