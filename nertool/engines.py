@@ -14,6 +14,7 @@ from nertool.decoding import Floats
 from nertool.errors import NertoolError
 from nertool.extras import require
 from nertool.windows import Longs, SectionTokenizer
+from nertool.workers import usable_cores
 
 __all__ = ["Engine", "Floats", "Longs", "Tagger"]
 
@@ -117,6 +118,8 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
+            # A process that has a share of the cores would pin its threads to the same ones as all others.
+            "ENABLE_CPU_PINNING": threads >= usable_cores(),
         }
         try:
             self._request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()

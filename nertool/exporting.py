@@ -260,5 +260,7 @@ def layer_groups(layers: Sequence[str]) -> dict[str, list[str]]:
 def calibration_batches(prepared: Prepared, model: NerModel) -> list[tuple[Longs, Longs]]:
     """Returns the windows of some texts as ids and masks, in batches of about one length."""
     windows, ids, budget = prepared.windows, prepared.tokens.ids, _TOKENS_PER_CALIBRATION_BATCH
-    batches = padded_batches(ids, windows.starts, windows.lengths, model.tokenizer, budget)
+    batches = padded_batches(
+        ids, windows.starts, windows.lengths, model.tokenizer, model.decisions.windows.max_tokens, budget
+    )
     return [(batch_ids, mask) for _, batch_ids, mask in batches]

@@ -180,7 +180,12 @@ def token_logits(tagger: Tagger, prepared: Prepared, should_stop: Callable[[], N
     logits = np.zeros((len(tokens.ids), tagger.decisions.scheme.channels), np.float32)
     before = len(tagger.tokenizer.prefix)
     for batch, ids, mask in padded_batches(
-        tokens.ids, windows.starts, windows.lengths, tagger.tokenizer, tagger.tokens_per_batch
+        tokens.ids,
+        windows.starts,
+        windows.lengths,
+        tagger.tokenizer,
+        tagger.decisions.windows.max_tokens,
+        tagger.tokens_per_batch,
     ):
         should_stop()
         found = tagger.engine(ids, mask)

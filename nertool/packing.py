@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from nertool.windows import Longs, SectionTokenizer
 
+_MULTIPLE = 16  # tokens; with 8 or 32 it is no faster (docs/log.md)
+
 
 def pack_by_length(lengths: Longs, order: Longs, budget: int) -> list[Longs]:
     """Cuts windows, in the given order, into batches that are at most `budget` tokens large with their padding.
@@ -33,37 +35,48 @@ def pack_by_length(lengths: Longs, order: Longs, budget: int) -> list[Longs]:
 
 
 def padded_batches(
-    ids: npt.NDArray[Any], starts: npt.NDArray[Any], lengths: npt.NDArray[Any], tokenizer: SectionTokenizer, budget: int
+    ids: npt.NDArray[Any],
+    starts: npt.NDArray[Any],
+    lengths: npt.NDArray[Any],
+    tokenizer: SectionTokenizer,
+    max_tokens: int,
+    budget: int,
 ) -> Iterator[tuple[Longs, Longs, Longs]]:
     """Gives windows in batches of about one length, the longest first.
+
+    Batches are as long as a multiple of 16 tokens, so that there are few shapes of them: OpenVINO prepares itself for
+    each new one, and keeps that in memory.
 
     Args:
         ids: Token ids of whole texts, `(tokens,)`.
         starts: First token of each window, `(windows,)`.
         lengths: Tokens of each window without special tokens, `(windows,)`.
         tokenizer: Knows the special tokens.
+        max_tokens: The longest window that the model takes, special tokens included.
         budget: Most tokens of a batch, padding included.
 
     Yields:
         The numbers of a batch's windows, `(batch,)`, their ids and mask, `(batch, tokens)`; all int64.
     """
     whole = lengths.astype(np.int64) + tokenizer.special_tokens
-    for batch in pack_by_length(whole, np.argsort(-whole, kind="stable"), budget):
+    padded = np.minimum(-(-whole // _MULTIPLE) * _MULTIPLE, max_tokens)
+    for batch in pack_by_length(padded, np.argsort(-whole, kind="stable"), budget):
         rows = [ids[starts[i] : starts[i] + lengths[i]].astype(np.int64) for i in batch]
-        yield batch, *pad_ids(rows, tokenizer)
+        yield batch, *pad_ids(rows, tokenizer, int(padded[batch[0]]))
 
 
-def pad_ids(rows: Sequence[Longs], tokenizer: SectionTokenizer) -> tuple[Longs, Longs]:
+def pad_ids(rows: Sequence[Longs], tokenizer: SectionTokenizer, at_least: int = 0) -> tuple[Longs, Longs]:
     """Puts special tokens around windows and pads them.
 
     Args:
         rows: Token ids of each window.
         tokenizer: Knows the special tokens.
+        at_least: How long to make them, if none is longer, special tokens included.
 
     Returns:
         Ids and attention mask, `(batch, tokens)` int64.
     """
-    longest = max(map(len, rows)) + tokenizer.special_tokens
+    longest = max(at_least, max(map(len, rows)) + tokenizer.special_tokens)
     ids = np.full((len(rows), longest), tokenizer.pad_id, np.int64)
     mask = np.zeros((len(rows), longest), np.int64)
     before = len(tokenizer.prefix)

@@ -115,7 +115,9 @@ def _logits(windows: npt.NDArray[Any], cache: WindowCache, teacher: Tagger) -> H
     found = np.empty((bounds[-1], teacher.decisions.scheme.channels), np.float16)
     before = len(teacher.tokenizer.prefix)
     starts, lengths = windows["start"], windows["length"].astype(np.int64)
-    for batch, ids, mask in padded_batches(cache.tokens, starts, lengths, teacher.tokenizer, teacher.tokens_per_batch):
+    for batch, ids, mask in padded_batches(
+        cache.tokens, starts, lengths, teacher.tokenizer, teacher.decisions.windows.max_tokens, teacher.tokens_per_batch
+    ):
         logits = teacher.engine(ids, mask)
         for row, i in enumerate(batch):
             first = before + int(windows[i]["owned_start"])

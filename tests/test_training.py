@@ -386,8 +386,10 @@ def test_windows_are_never_padded_to_the_tokenizers_maximum(tmp_path: Path, back
     prepared = prepare(sections, run.tagger)
     predict_sections(run.tagger, prepared)
     handle.remove()
-    assert max(widths) == prepared.windows.lengths.max() + 2 <= WINDOWS.max_tokens
-    assert min(widths) < max(widths)
+    # To the next multiple of 16, of which there are few, but never beyond what the model takes.
+    longest = prepared.windows.lengths.max() + 2
+    assert max(widths) == min(-(-longest // 16) * 16, WINDOWS.max_tokens)
+    assert min(widths) == 16
 
 
 def test_the_eval_split_is_scored_every_n_steps(tmp_path: Path, backbone: Path) -> None:
