@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nertool.commands.convert import convert
+from nertool.formats import FORMATS
 from nertool.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,22 @@ def generate() -> types.ModuleType:
 def test_the_reference_pages_are_up_to_date(generate: types.ModuleType) -> None:
     differences = "\n".join(generate.outdated())
     assert not differences, f"run: python docs/generate.py\n{differences}"
+
+
+def test_convert_names_all_formats() -> None:
+    (line,) = re.findall(r"Formats: (.*)\.", convert.__doc__ or "")
+    assert sorted(line.split(", ")) == sorted(FORMATS)
+
+
+def test_the_page_on_convert_lists_the_formats_as_they_are() -> None:
+    page = (ROOT / "docs/howto/convert.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = {
+        name.strip("`"): (tuple(re.findall("`(.+?)`", endings)), written) for name, endings, _, _, written, _ in rows
+    }
+    assert told == {
+        name: (known.endings, "yes" if known.losses is None else "with losses") for name, known in FORMATS.items()
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

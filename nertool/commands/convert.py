@@ -34,7 +34,7 @@ def convert(
 ) -> None:
     """Convert documents between formats; says first what a format can't hold.
 
-    Formats: kazu, jsonl, pubtator, text.
+    Formats: kazu, jsonl, bioc, pubtator, brat, conll, conll-bioes, spacy, datasets, labelstudio, text.
 
     nertool convert corpus.PubTator documents/ --from pubtator --to kazu
     """
