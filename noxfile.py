@@ -92,7 +92,7 @@ def label_studio(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measurements; each tells what it wants.
 
-    `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `sizes`, `gpu`.
+    `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `sizes`, `gpu`, `bulk`.
     """
     if not session.posargs:
         session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")

@@ -9,6 +9,7 @@ from typing import IO, Any
 import orjson
 
 from nertool.annotation import annotate_document, choose_answers, is_whole
+from nertool.chunks import WHOLE, Shard
 from nertool.console import progress
 from nertool.documents import Document
 from nertool.entity_classes import ClassList
@@ -35,12 +36,14 @@ class AnnotationRun:
         output: A folder, or a `.jsonl` file, compressed or not.
         settings: The settings.
         classes: The classes that are asked for.
+        shard: Which of the documents are annotated: one after the other goes to the next part.
     """
 
     source: Path
     output: Path
     settings: Settings
     classes: ClassList
+    shard: Shard = WHOLE
 
     @property
     def answers_file(self) -> Path:
@@ -52,7 +55,8 @@ class AnnotationRun:
 
     def documents(self, report: ReadReport) -> Iterator[Document]:
         """Reads the documents."""
-        return read_documents(self.source, report, skip_invalid=self.settings.data.skip_invalid, texts=True)
+        every = read_documents(self.source, report, skip_invalid=self.settings.data.skip_invalid, texts=True)
+        return (document for number, document in enumerate(every) if self.shard.has(number, 0))
 
     def pieces(self) -> Iterator[Piece]:
         """Reads the documents and cuts them into what is asked for."""
@@ -178,7 +182,7 @@ def write_annotated(
     """
     report = ReadReport()
     ledger = Ledger()
-    documents = entities = set_aside = 0
+    given = documents = entities = set_aside = 0
     annotate = run.settings.annotate
     with (
         new_documents(run.output, "annotate", force=force, source=run.source) as output,
@@ -187,6 +191,7 @@ def write_annotated(
         progress("finding the mentions", None, "documents") as advance,
     ):
         for document in run.documents(report):
+            given += 1
             expected = list(run.pieces_of(document))
             done = annotate_document(document, answers(document), expected, run.classes, annotate.fuzzy_similarity)
             done.ledger.check()
@@ -219,8 +224,9 @@ def write_annotated(
         write_rejected(report, output.folder / "rejected.jsonl")
     report_reading(report)
     return {
+        "output": str(run.output),
         "documents": documents,
-        "documents_set_aside": report.documents - documents,
+        "documents_set_aside": given - documents,
         "entities": entities,
         "set_aside": set_aside,
         "reconciliation": ledger.to_json(),

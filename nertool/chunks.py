@@ -8,13 +8,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from nertool.document_parsing import Problem
 from nertool.documents import dump_document
+from nertool.errors import NertoolError
 from nertool.formats import Format, ReadReport, Record, Rejected
 from nertool.formats.kazu import parse_record
 from nertool.formats.reading import count_document, list_files, repeated_id
@@ -96,6 +97,18 @@ class Shard(NamedTuple):
 
     number: int
     of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `3/100`.
+
+        Raises:
+            NertoolError: If it is something else.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise NertoolError(f"{text!r} is no shard", "write --shard 3/100 for the third of a hundred parts")
+        return cls(int(number), int(count))
 
     def has(self, source: int, index: int) -> bool:
         """Tells whether a chunk belongs to it."""

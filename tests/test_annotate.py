@@ -1,6 +1,7 @@
 """`nertool annotate` from end to end: against a real server on the loopback interface, killed, and replayed."""
 
 import asyncio
+import io
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import zstandard
 
 from nertool.document_parsing import parse_document
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed, wait_for  # noqa: F401
@@ -946,3 +948,18 @@ def test_what_the_documents_had_before_is_replaced_and_everything_else_kept():
     assert document["sections"][0]["sentence_spans"] == section["sentence_spans"]
     assert document["sections"][0]["entities"][0]["metadata"] == {"found": "exact"}
     assert parse_document(orjson.dumps(document)).document.id == "d"
+
+
+def test_shards_together_are_the_whole():
+    recorded = ["--responses", SAMPLE / "responses.jsonl"]
+    succeed("annotate", SAMPLE / "texts", "whole.jsonl", *recorded)
+    for number in (1, 2, 3):
+        result = succeed("annotate", SAMPLE / "texts", "parts", *recorded, "--shard", f"{number}/3", "--json")
+        assert json.loads(result.stdout)["documents_set_aside"] == 0
+    lines = [
+        line
+        for part in Path("parts").glob("part-*.zst")
+        for line in zstandard.open(io.BytesIO(part.read_bytes())).read().splitlines()
+    ]
+    assert sorted(lines) == sorted(Path("whole.jsonl").read_bytes().splitlines())
+    assert "parts: 3 there, 2 now" in refuse("annotate", SAMPLE / "texts", "parts", *recorded, "--shard", "1/2")

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, command, settings_from
+from nertool.commands.options import Config, Force, Json, Set, ShardOption, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
+    from nertool.chunks import Shard
     from nertool.settings import Settings
 
 
@@ -31,6 +32,7 @@ def annotate(
     classes: Annotated[
         Path | None, typer.Option("--classes", metavar="FILE", help="TOML file with the classes; by default KAZU's 18.")
     ] = None,
+    shard: ShardOption = None,
     skip_invalid: SkipInvalid = None,
     force: Force = False,
     json: Json = False,
@@ -45,6 +47,7 @@ def annotate(
 
     nertool annotate texts/ documents/ --llm gpt-4.1-mini
     """
+    from nertool.chunks import Shard
     from nertool.console import print_json, say
 
     options = {
@@ -55,7 +58,14 @@ def annotate(
     }
     settings = settings_from(config, assignments, options)
     result = run_annotate(
-        source, output, settings, responses=responses, dry_run=dry_run, retry_failed=retry_failed, force=force
+        source,
+        output,
+        settings,
+        responses=responses,
+        dry_run=dry_run,
+        retry_failed=retry_failed,
+        force=force,
+        shard=None if shard is None else Shard.parse(shard),
     )
     if json:
         print_json(result)
@@ -63,7 +73,7 @@ def annotate(
         show_plan(result)
     else:
         show_reconciliation(result["reconciliation"])
-        say(f"{result['documents']:,} documents with {result['entities']:,} entities written to {output}")
+        say(f"{result['documents']:,} documents with {result['entities']:,} entities written to {result['output']}")
 
 
 def run_annotate(
@@ -75,6 +85,7 @@ def run_annotate(
     dry_run: bool = False,
     retry_failed: bool = False,
     force: bool = False,
+    shard: "Shard | None" = None,
 ) -> dict[str, Any]:
     """Asks for what is missing, unless answers are given, and makes documents of all answers.
 
@@ -86,6 +97,7 @@ def run_annotate(
         dry_run: Only count requests and estimate tokens.
         retry_failed: Ask again for answers that can't be used.
         force: Replace an older output; recorded answers are never deleted.
+        shard: The part that is wanted, if not all; then the output is a folder that gets a file for it.
 
     Returns:
         The counts that `--json` prints.
@@ -94,17 +106,25 @@ def run_annotate(
         NertoolError: If something is wrong with input, settings, endpoint or answers, or if answers are missing.
     """
     from nertool.annotation_run import AnnotationRun, ask_and_write, plan_requests, replay_and_write
+    from nertool.chunks import WHOLE
     from nertool.entity_classes import load_classes
     from nertool.errors import NertoolError
     from nertool.files import check_output, recover_folder
     from nertool.formats.output import is_document_file
+    from nertool.prediction_output import check_parts, part_of
     from nertool.prompts import make_prompt
 
     if responses is not None and (dry_run or retry_failed):
         option = "--dry-run" if dry_run else "--retry-failed"
         raise NertoolError(f"--responses asks nobody, so {option} makes no sense with it", "leave one of them out")
     classes = load_classes(settings.annotate.classes)
-    run = AnnotationRun(source, output, settings, classes)
+    if shard is not None:
+        if is_document_file(output):
+            raise NertoolError("--shard makes a folder of parts", "name a folder")
+        if not dry_run:
+            check_parts(output, {"llm": settings.annotate.model, "parts": shard.of}, force=force)
+        output = part_of(output, shard.number, shard.of)
+    run = AnnotationRun(source, output, settings, classes, shard or WHOLE)
     if dry_run:
         return plan_requests(run, make_prompt(settings.annotate, classes), retry_failed=retry_failed)
     recover_folder(output)

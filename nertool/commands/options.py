@@ -27,6 +27,9 @@ SkipInvalid = Annotated[
     bool | None,
     typer.Option("--skip-invalid", help="Set invalid documents aside in rejected.jsonl and go on with the rest."),
 ]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; OUT becomes a folder of the parts.")
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="Backbone: a hub name, a folder, or `minilm`.", show_default=False)
 ]

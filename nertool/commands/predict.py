@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nertool.commands.options import Config, Device, Force, Json, LsProject, Set, SkipInvalid, command, settings_from
+from nertool.commands.options import (
+    Config,
+    Device,
+    Force,
+    Json,
+    LsProject,
+    Set,
+    ShardOption,
+    SkipInvalid,
+    command,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -43,9 +54,7 @@ def predict(
         int | None,
         typer.Option("--documents-per-file", help="More than 1: parts instead of a file each.", show_default=False),
     ] = None,
-    shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; OUT becomes a folder of the parts.")
-    ] = None,
+    shard: ShardOption = None,
     workers: Annotated[
         int | None, typer.Option("--workers", help="Processes, each with the model.", show_default=False)
     ] = None,
@@ -67,6 +76,7 @@ def predict(
     nertool predict run/model texts/ predictions/
     nertool predict packed corpus.jsonl.zst predictions/ --shard $SLURM_ARRAY_TASK_ID/100
     """
+    from nertool.chunks import Shard
     from nertool.commands.showing import check_showing, choose_rows, show_predictions
     from nertool.console import print_json, say
     from nertool.errors import NertoolError
@@ -86,7 +96,7 @@ def predict(
         raise NertoolError("documents on stdout go with none of --json, --shard and --ls-project", "name a file as OUT")
     if ls_project is not None:
         check_showing(ls_project, settings)
-    part = None if shard is None else parse_shard(shard)
+    part = None if shard is None else Shard.parse(shard)
     if output == STANDARD:
         _predict_to_stdout(model, source, settings, from_format, engine)
         return
@@ -104,21 +114,6 @@ def predict(
         documents = ((None, document) for document in read_documents(Path(result["output"]), ReadReport()))
         rows = choose_rows(documents, settings.label_studio.sample)
         show_predictions(rows, model, ls_project, settings)
-
-
-def parse_shard(text: str) -> "Shard":
-    """Reads `3/100`.
-
-    Raises:
-        NertoolError: If it is something else.
-    """
-    from nertool.chunks import Shard
-    from nertool.errors import NertoolError
-
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise NertoolError(f"{text!r} is no shard", "write --shard 3/100 for the third of a hundred parts")
-    return Shard(int(number), int(count))
 
 
 def run_predict(
@@ -170,7 +165,7 @@ def run_predict(
     if shard is not None:
         if is_document_file(output) or source == STANDARD:
             raise NertoolError("--shard makes a folder of parts, of files that every shard can read", "name a folder")
-        check_parts(output, {**facts, "parts": shard.count}, force=force)
+        check_parts(output, {**facts, "parts": shard.of}, force=force)
         output = part_of(output, shard.number, shard.of)
     check_output(output, force=force, as_file=is_document_file(output), source=None if source == STANDARD else source)
     job = Job(model_folder.resolve(), settings.predict, PredictionOutput(output).ending, facts)

@@ -42,6 +42,7 @@ def main():
     parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     originals = [*read_documents(arguments.corpus, ReadReport()), *read_abstracts(arguments.abstracts)]
     machine = {"cpu": cpu_name(), "cores": os.cpu_count()}
@@ -61,6 +62,32 @@ def main():
             print(json.dumps(run), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(table(results))
+
+
+def table(results):
+    """Returns the results as a Markdown table, and what one core does in an hour."""
+    rows = {
+        "documents per second": lambda run: f"{run['documents_per_second']:.1f}",
+        "tokens per second": lambda run: f"{run['tokens_per_second']:,.0f}",
+        "of the engine's ceiling": lambda run: f"{run['share_of_ceiling']:.1%}",
+        "of the ceiling, per CPU-second": lambda run: f"{run['share_of_ceiling_cpu']:.1%}",
+        "most memory, all processes, MB": lambda run: f"{run['peak_memory_megabytes']:,.0f}",
+        "documents per core-hour": lambda run: f"{run['documents'] / run['cpu_seconds'] * 3600:,.0f}",
+    }
+    runs = results["runs"]
+    lines = [
+        "| documents | " + " | ".join(f"{run['documents']:,}" for run in runs) + " |",
+        "|---|" + "---|" * len(runs),
+    ]
+    lines += [f"| {name} | " + " | ".join(map(show, runs)) + " |" for name, show in rows.items()]
+    machine = results["machine"]
+    lines.append(
+        f"\n{results['workers']} processes on {machine['cores']} cores, {machine['cpu']}; {runs[0]['runs_on']}; "
+        f"{runs[-1]['tokens'] / runs[-1]['documents']:.0f} tokens per document."
+    )
+    return "\n".join(lines) + "\n"
 
 
 def read_abstracts(path):
