@@ -16,7 +16,7 @@ from nertool.formats import FORMATS, ReadReport, read_documents
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter
 from nertool.formats.pubtator import RELATIONS, PubtatorWriter, pubtator_losses, read_pubtator
-from nertool.formats.reading import write_rejected
+from nertool.formats.reading import format_to_write, write_rejected
 from nertool.formats.text import TextWriter, text_losses
 from tests.document_strategies import documents
 
@@ -561,3 +561,26 @@ def test_biored_is_read_whole_and_survives_every_format(tmp_path, name, document
                 writer.write(document)
         assert not any(map(FORMATS[to_format].losses or (lambda _: None), original))
         assert {document.id: document_to_json(document) for document in read(tmp_path / path)[0]} == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "expected"),
+    [
+        ("out", None, "kazu"),
+        ("out.bioc.json", None, "bioc"),
+        ("out.json", "bioc", "bioc"),
+        ("out.jsonl.gz", None, "jsonl"),
+        ("rows.jsonl", "datasets", "datasets"),
+        ("tasks.json", "labelstudio", "labelstudio"),
+        ("a.ann", None, "a.ann looks like a file, and brat makes a folder"),
+        ("a.json", None, "a.json looks like a file, and kazu makes a folder"),
+        ("a.jsonl.gz", "datasets", "a.jsonl.gz ends like jsonl, and is going to be datasets"),
+        ("a.jsonl", "conll", "a.jsonl ends like jsonl, and is going to be conll"),
+    ],
+)
+def test_what_an_output_is_going_to_be(output, name, expected):
+    if expected in FORMATS:
+        assert format_to_write(Path(output), name)[0] == expected
+    else:
+        with pytest.raises(NertoolError, match=expected):
+            format_to_write(Path(output), name)

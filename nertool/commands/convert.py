@@ -45,7 +45,8 @@ def convert(
     if json:
         print_json(result)
     else:
-        say(f"{result['written']:,} documents with {result['read']['entities']:,} entities written to {output}")
+        but = ", without what it can't hold" if result["losses"] else ""
+        say(f"{result['written']:,} documents with {result['read']['entities']:,} entities converted to {output}{but}")
 
 
 def run_convert(

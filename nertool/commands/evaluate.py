@@ -217,17 +217,16 @@ def _predict(
 
 def _holds_documents(path: Path) -> bool:
     """Tells whether what was given as the model is documents, which somebody else has annotated."""
-    from nertool.formats.output import is_document_file
-    from nertool.formats.reading import FORMATS
+    from nertool.formats.reading import holds_documents
     from nertool.window_cache import is_cache
 
     if path.is_file():
-        return is_document_file(path)
+        return holds_documents(path)
     if not path.is_dir() or is_cache(path):
         return False
     names = {one.name for one in path.iterdir() if not one.name.startswith(".")}
     of_a_model = {"nertool.json", "config.json", "tokenizer.json", "model.safetensors", "run.json", "model"}
-    return not names & of_a_model and any(name.endswith((".json", *FORMATS["jsonl"].endings)) for name in names)
+    return not names & of_a_model and any(holds_documents(Path(name)) for name in names)
 
 
 def _read_predicted(path: Path, gold_documents: "list[Document]", settings: Any) -> "list[Document]":

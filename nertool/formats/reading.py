@@ -109,12 +109,21 @@ def choose_format(name: str) -> Format:
 
 
 def format_to_write(output: Path, name: str | None) -> tuple[str, Format]:
-    """Returns the format of an output, and its name: the one that is named, or as its ending tells, or else kazu."""
-    if name is not None:
-        return name, choose_format(name)
-    of_a_file = ((known, its) for known, its in FORMATS.items() if not its.folder)
-    endings = ((known, its) for known, its in of_a_file if output.name.lower().endswith(its.endings))
-    return next(endings, ("kazu", FORMATS["kazu"]))
+    """Returns the format of an output, and its name: the one that is named, or as its ending tells, or else kazu.
+
+    Raises:
+        NertoolError: If the format's name is unknown, or the output's name would make it look like another format's.
+    """
+    by_ending = next((known for known, its in FORMATS.items() if output.name.lower().endswith(its.endings)), None)
+    if name is None:
+        if by_ending is not None and FORMATS[by_ending].folder:
+            raise NertoolError(f"{output} looks like a file, and {by_ending} makes a folder", "name a folder, and --to")
+        name = by_ending or "kazu"
+    file_format = choose_format(name)
+    rows = name == "datasets" and output.suffix.lower() == ".jsonl"  # lines of JSON, too
+    if by_ending == "jsonl" and name != "jsonl" and not rows:
+        raise NertoolError(f"{output} ends like jsonl, and is going to be {name}", "choose another name")
+    return name, file_format
 
 
 def invalid_documents(report: ReadReport) -> NertoolError:
@@ -167,9 +176,8 @@ def list_files(
     if path.is_file():
         file_format = choose_format(format_name) if format_name else _by_ending(path, texts=True)
         if file_format is None:
-            known = ", ".join(ending for known_format in FORMATS.values() for ending in known_format.endings)
             raise NertoolError(
-                f"{path}: the ending tells no format (known: {known})",
+                f"{path}: the ending tells no format (known: {_endings(texts=True)})",
                 "name the format: nertool convert IN OUT --from FORMAT --to kazu",
             )
         yield path, file_format
@@ -186,8 +194,8 @@ def list_files(
     if not found:
         inside = f"; it has the folders {', '.join(subfolders[:5])}" if subfolders else ""
         raise NertoolError(
-            f"{path} holds no documents (*.json, *.jsonl{', *.txt' if texts else ''}){inside}",
-            "name the folder that holds them" if subfolders else None,
+            f"{path} holds no documents{inside}",
+            "name the folder that holds them" if subfolders else f"files of documents end in {_endings(texts)}",
         )
     report.ignored_files.extend(f"{name}/" for name in subfolders)
 
@@ -211,6 +219,16 @@ def _without_companions(files: list[Path]) -> list[Path]:
     annotations = [file for file in files if file.name.lower().endswith(FORMATS["brat"].endings)]
     companions = {text_file(file).name for file in annotations} | (CONFIGURATION_FILES if annotations else set())
     return [file for file in files if file.name not in companions]
+
+
+def _endings(texts: bool) -> str:
+    formats = (known for name, known in FORMATS.items() if texts or name != "text")
+    return ", ".join(ending for known in formats for ending in known.endings)
+
+
+def holds_documents(file: Path) -> bool:
+    """Tells by its ending whether a file holds documents; plain texts do not count."""
+    return _by_ending(file, texts=False) is not None
 
 
 def _by_ending(file: Path, texts: bool) -> Format | None:
