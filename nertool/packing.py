@@ -44,8 +44,8 @@ def padded_batches(
 ) -> Iterator[tuple[Longs, Longs, Longs]]:
     """Gives windows in batches of about one length, the longest first.
 
-    Batches are as long as a multiple of 16 tokens, so that there are few shapes of them: OpenVINO prepares itself for
-    each new one, and keeps that in memory.
+    There are few shapes of batches, as OpenVINO prepares itself for each new one and keeps that in memory: they are as
+    long as a multiple of 16 tokens, and the last one has a power of two of rows, the further ones without a window.
 
     Args:
         ids: Token ids of whole texts, `(tokens,)`.
@@ -56,13 +56,16 @@ def padded_batches(
         budget: Most tokens of a batch, padding included.
 
     Yields:
-        The numbers of a batch's windows, `(batch,)`, their ids and mask, `(batch, tokens)`; all int64.
+        The numbers of a batch's windows, `(batch,)`, their ids and mask, `(batch or more, tokens)`; all int64.
     """
     whole = lengths.astype(np.int64) + tokenizer.special_tokens
     padded = np.minimum(-(-whole // _MULTIPLE) * _MULTIPLE, max_tokens)
     for batch in pack_by_length(padded, np.argsort(-whole, kind="stable"), budget):
         rows = [ids[starts[i] : starts[i] + lengths[i]].astype(np.int64) for i in batch]
-        yield batch, *pad_ids(rows, tokenizer, int(padded[batch[0]]))
+        longest = int(padded[batch[0]])
+        full = max(1, budget // longest)
+        rows += [np.empty(0, np.int64)] * (min(full, 1 << (len(rows) - 1).bit_length()) - len(rows))
+        yield batch, *pad_ids(rows, tokenizer, longest)
 
 
 def pad_ids(rows: Sequence[Longs], tokenizer: SectionTokenizer, at_least: int = 0) -> tuple[Longs, Longs]:

@@ -86,4 +86,7 @@ def test_documents_are_scored_against_documents(tmp_path: Path) -> None:
     assert (report["micro_precision"], report["micro_recall"]) == (1.0, found / all_gold)
     assert report["counts"]["not_representable"] is None
     succeed("evaluate", tmp_path / "p", gold)
+    succeed("convert", tmp_path / "p", tmp_path / "p.conll")  # in any format
+    in_words = json.loads(succeed("evaluate", tmp_path / "p.conll", gold, "--json").stdout)
+    assert in_words["micro_precision"] == 1.0 and in_words["micro_recall"] <= report["micro_recall"]
     assert "lacks 2 sections" in refuse("evaluate", tmp_path / "p", write_documents(tmp_path / "more", make_corpus(5)))
