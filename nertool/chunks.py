@@ -21,7 +21,7 @@ from nertool.formats.kazu import parse_record
 from nertool.formats.reading import count_document, list_files, repeated_id
 
 # Long documents make a chunk full before it has its number of them, so that memory stays bounded.
-_BYTES_PER_CHUNK = 4_000_000
+_BYTES_PER_CHUNK = 1_000_000
 # Of documents that can't be used, so many are kept in memory to be shown; the others are counted.
 _MOST_REJECTED_KEPT = 1000
 _ID_BYTES = 16

@@ -9,7 +9,9 @@ Nodes read the documents and the model by the paths that they have here, and nee
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, Self
 
 from nertool.artefacts import read_facts
@@ -26,6 +28,8 @@ _CORES_PER_TRAINED_MODEL = 4
 # Reading waits for files most of the time, and must go on when all cores are taken. Being another share than the
 # actors', it also keeps Ray from putting both into one process, where one large file would keep a single actor busy.
 _CORES_PER_READER = 0
+# So many actors are fed from one file that is read.
+_CORES_PER_FILE = 8
 # Rows as Ray's batches have them: one column, of pickled objects.
 _Batch = dict[str, Any]
 
@@ -49,6 +53,8 @@ class RayEngine:
         # What it tells of its own doings would stand between our lines; what went wrong it raises.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         logging.disable(logging.WARNING)
+        self._stdout = redirect_stdout(sys.stderr)  # to which it prints
+        self._stdout.__enter__()
         import ray  # noqa: PLC0415 (an optional package)
 
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
@@ -62,6 +68,7 @@ class RayEngine:
         import ray  # noqa: PLC0415
 
         ray.shutdown()
+        self._stdout.__exit__(None, None, None)
         logging.disable(logging.NOTSET)
 
     def check(self, reading: Reading) -> Iterator[CheckedChunk]:
@@ -109,6 +116,7 @@ class RayEngine:
             fn_args=(reading,),
             batch_size=1,
             num_cpus=_CORES_PER_READER,
+            compute=ray.data.TaskPoolStrategy(size=max(2, int(self._resources.get("CPU", 1)) // _CORES_PER_FILE)),
         )
 
 

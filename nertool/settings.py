@@ -215,7 +215,7 @@ class PredictSettings(_Part):
     documents_per_chunk: int = Field(
         256, ge=1,
         description="Most documents that a process holds in memory, sorts by length and saves at a time; of long ones "
-        "as many as take 4 MB.",
+        "as many as take 1 MB.",
     )  # fmt: skip
     workers: Annotated[int, Field(ge=1)] | None = Field(
         None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, Self, TypeVar
 
@@ -40,12 +40,16 @@ class WorkerPool:
     ) -> None:
         self._workers = workers
         self._setting = setting
+        self._older = set(active_children())
         self._executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (prepare, arguments))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:  # what they are at may take minutes, and nobody wants it any more
+            for process in set(active_children()) - self._older:
+                process.kill()
         self._executor.shutdown(cancel_futures=True)
 
     def map_in_order(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

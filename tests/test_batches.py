@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nertool.batches import epoch_batches, training_batch
-from nertool.packing import pack_by_length, pad_ids
+from nertool.packing import pack_by_length, pad_ids, padded_batches
 from nertool.windows import SectionTokenizer
 from tests.conftest import make_corpus
 from tests.test_window_cache import build
@@ -48,6 +48,28 @@ def test_special_tokens_and_padding_are_where_they_belong(tokenizer: SectionToke
     cls, sep, pad = tokenizer.prefix[0], tokenizer.suffix[0], tokenizer.pad_id
     assert ids.tolist() == [[cls, 7, 8, 9, sep], [cls, 7, sep, pad, pad]]
     assert mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.integers(0, 62), min_size=1, max_size=120).map(np.array), st.integers(20, 64), st.integers(16, 400))
+def test_batches_for_prediction_hold_every_window_and_have_few_shapes(
+    tokenizer: SectionTokenizer, lengths: np.ndarray, max_tokens: int, budget: int
+) -> None:
+    lengths = np.minimum(lengths, max_tokens - 2)
+    starts = np.cumsum(lengths) - lengths
+    tokens = np.arange(lengths.sum()) + 5
+    seen = []
+    for batch, ids, mask in padded_batches(tokens, starts, lengths, tokenizer, max_tokens, budget):
+        rows, longest = ids.shape
+        assert longest % 16 == 0 or longest == max_tokens
+        assert rows >= len(batch) and (rows * longest <= budget or rows == 1)
+        assert rows == budget // longest or rows == 1 or rows & (rows - 1) == 0
+        assert mask.sum() == (lengths[batch] + 2).sum() + 2 * (rows - len(batch))
+        for row, window in enumerate(batch):
+            expected = tokens[starts[window] : starts[window] + lengths[window]]
+            assert ids[row, 1 : 1 + lengths[window]].tolist() == expected.tolist()
+        seen += batch.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
 
 
 def test_only_owned_tokens_count_and_each_counts_once(tmp_path: Path, tokenizer: SectionTokenizer) -> None:

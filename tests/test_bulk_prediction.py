@@ -102,6 +102,13 @@ def test_a_shard_without_documents_is_an_empty_part(folder: Path) -> None:
     assert sorted(len(lines(part)) for part in Path("out").glob("part-*")) == [0, 0, 1]
 
 
+def test_a_file_without_documents_is_said_and_a_pipe_may_be_empty(folder: Path) -> None:
+    Path("empty.jsonl").write_bytes(b"\n")
+    assert "empty.jsonl holds no documents" in refuse("predict", folder / "model", "empty.jsonl", "out.jsonl")
+    command = [sys.executable, "-m", "nertool", "predict", str(folder / "model"), "-", "-"]
+    assert subprocess.run(command, input=b"", capture_output=True, check=True).stdout == b""
+
+
 def test_what_another_engine_began_is_not_mixed_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["predict", folder / "model", folder / "documents", "out.jsonl", *CHUNKS]
     real, calls = bulk_prediction.ChunkPredictor.predict_all, []
@@ -213,7 +220,7 @@ def test_ten_kills_at_random_moments_end_in_the_same_bytes(folder: Path, workers
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     psutil = pytest.importorskip("psutil")
-    source = write_documents(tmp_path / "many", make_corpus(3000))
+    source = write_documents(tmp_path / "many", make_corpus(800))
     (tmp_path / "one").mkdir()
     shutil.copy(folder / "whole.jsonl", tmp_path / "one/a.jsonl")  # a source of many chunks, and sources of one chunk
     for file in source.iterdir():
@@ -221,7 +228,7 @@ def test_ray_gives_the_same_bytes_though_a_worker_is_killed(folder: Path, tmp_pa
             shutil.copy(file, tmp_path / "one")
     command = ["predict", folder / "model", tmp_path / "one", "--set", "predict.documents_per_chunk=8"]
     succeed(*command, "whole.jsonl.zst")
-    process = start(*command, "ray.jsonl.zst", "--engine", "ray", "--workers", 2, RAY_ADDRESS="local")
+    process = start(*command, "ray.jsonl.zst", "--engine", "ray", "--workers", 2, "--json", RAY_ADDRESS="local")
     wait_for(lambda: list(Path(".ray.jsonl.zst.partial").glob("chunk-*")), process)
     killed = [
         child
@@ -230,8 +237,9 @@ def test_ray_gives_the_same_bytes_though_a_worker_is_killed(folder: Path, tmp_pa
     ][:1]
     for child in killed:
         child.kill()
-    _, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
+    assert json.loads(stdout)["documents"] == len(list((tmp_path / "one").iterdir())) - 1 + 20
     assert killed
     assert Path("ray.jsonl.zst").read_bytes() == Path("whole.jsonl.zst").read_bytes()
 

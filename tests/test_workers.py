@@ -49,6 +49,19 @@ def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do() -> None:
         list(pool.map_in_order(work, [1, -1, 2]))
 
 
+def sleep(item: int) -> int:
+    time.sleep(item)
+    return item
+
+
+def test_an_interruption_does_not_wait_for_what_workers_are_at() -> None:
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), WorkerPool(2, prepare, (1,)) as pool:
+        for _ in pool.map_in_order(sleep, [0, 60, 60]):
+            raise KeyboardInterrupt
+    assert time.monotonic() - began < 30
+
+
 def test_workers_end_when_the_parent_is_killed() -> None:
     script = (
         "from nertool.workers import WorkerPool; from tests.test_workers import prepare, work\n"

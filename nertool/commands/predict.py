@@ -170,7 +170,8 @@ def run_predict(
     check_output(output, force=force, as_file=is_document_file(output), source=None if source == STANDARD else source)
     job = Job(model_folder.resolve(), settings.predict, PredictionOutput(output).ending, facts)
     with PredictionOutput(output, settings.predict.documents_per_file) as writer:
-        if source == STANDARD:
+        piped = source == STANDARD
+        if piped:
             source, from_format = spool(sys.stdin.buffer, writer.folder, from_format), "jsonl"
         reading = Reading(source, from_format, settings.predict.documents_per_chunk, shard or WHOLE)
         check = Check(writer.reject)
@@ -181,6 +182,8 @@ def run_predict(
                 left_out = check_all(engine, reading, check, advance)
             if check.report.rejected and not settings.data.skip_invalid:
                 raise invalid_documents(check.report)
+            if not (check.report.documents or check.report.rejected or piped or shard):
+                raise NertoolError(f"{source} holds no documents")
             decisive = settings.predict.model_dump(exclude={"workers", "documents_per_file"})
             writer.resume({"model": digest, "documents": check.digest, "predict": decisive, "ending": job.ending})
             if writer.done:
