@@ -18,7 +18,7 @@ from nertool.documents import dump_document
 from nertool.errors import NertoolError
 from nertool.formats import Format, ReadReport, Record, Rejected
 from nertool.formats.kazu import parse_record
-from nertool.formats.reading import count_document, list_files, repeated_id
+from nertool.formats.reading import count_document, list_files, read_records, repeated_id
 
 # Long documents make a chunk full before it has its number of them, so that memory stays bounded.
 _BYTES_PER_CHUNK = 1_000_000
@@ -168,7 +168,7 @@ def _items(source: Source) -> Iterator[Item]:
         for place, data, problems in source.file_format.read_raw(file):
             yield Item(place, data, problems=problems)
         return
-    for record in source.file_format.read(file):
+    for record in read_records(file, source.file_format):
         data = record.raw if record.document is None else dump_document(record.document)
         yield Item(record.place, data, None, record.problems, tuple(record.notes.items()))
 
@@ -190,7 +190,7 @@ def _parse(item: Item, file_format: Format) -> Record:
     if item.problems:
         return Record(item.place, None, item.problems, item.data)
     if item.file is not None:
-        (record,) = file_format.read(item.file)
+        (record,) = read_records(item.file, file_format)
         return record
     record = parse_record(item.place, item.data)
     return record._replace(notes={**record.notes, **dict(item.notes)}) if item.notes else record

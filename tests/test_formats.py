@@ -584,3 +584,23 @@ def test_what_an_output_is_going_to_be(output, name, expected):
     else:
         with pytest.raises(NertoolError, match=expected):
             format_to_write(Path(output), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.labelstudio.json", f'[{{"id": {"[" * 980}{"]" * 980}, "data": {{"text": "x"}}}}]', "nested too deeply"),
+        (
+            "a.labelstudio.json",
+            f'[{{"id": 1, "data": {{"text": "x"}}, "predictions": [{{"score": 1{"0" * 400}, "result": [{{"type": '
+            '"labels", "value": {"start": 0, "end": 1, "labels": ["x"]}}]}]}]',
+            "a number that is too large",
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_reader_can_hold_is_a_problem_of_its_file(tmp_path, name, content, reason):
+    (tmp_path / name).write_text(content)
+    write(KazuWriter, tmp_path, [make_document("d")])
+    documents, report = read(tmp_path, skip_invalid=True)
+    assert [document.id for document in documents] == ["d"]
+    assert [str(item.problems[0]) for item in report.rejected if reason in str(item.problems[0])]

@@ -60,7 +60,10 @@ def run_convert(
     Raises:
         NertoolError: If a format is unknown, documents are invalid or the output can't be made.
     """
+    import orjson
+
     from nertool.console import progress, say
+    from nertool.errors import NertoolError
     from nertool.files import check_output, exclusive, new_folder, partial_path, publish_file
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import choose_format, format_to_write, report_reading, write_rejected
@@ -86,7 +89,12 @@ def run_convert(
     def write(path: Path) -> None:
         with to.writer(path) as writer, progress("writing", report.documents, "documents") as advance:
             for number, document in enumerate(read(ReadReport()), start=1):
-                writer.write(document)
+                try:
+                    writer.write(document)
+                except (orjson.JSONEncodeError, RecursionError) as error:
+                    raise NertoolError(
+                        f"the document {document.id!r} can't be written as {to_name}: {error}"
+                    ) from error
                 advance(number)
 
     if to.folder:

@@ -84,6 +84,9 @@ class _TokensRow(_Model):
     ner_tags: list[str | int]
 
 
+_COLUMNS = {*_SectionRow.model_fields, *_TokensRow.model_fields}
+
+
 # Writing
 
 
@@ -238,7 +241,9 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
                 yield _Row(1, None, reason)
                 return
             tag_names = _tag_names(table.schema_arrow.metadata or {})
-            for batch in table.iter_batches(_ROWS_AT_ONCE):
+            # Of columns that aren't used no value is read: there are dates and times that Python doesn't know.
+            others = dict.fromkeys(name for name in columns if name not in _COLUMNS)
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[name for name in columns if name in _COLUMNS]):
                 for index in range(batch.num_rows):
                     number += 1
                     try:
@@ -246,9 +251,12 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
                     except UnicodeDecodeError as error:
                         yield _Row(number, None, f"not UTF-8: {error.reason}")
                         continue
-                    if tag_names and value.get("ner_tags"):
-                        value["ner_tags"] = [tag_names.get(tag, tag) for tag in value["ner_tags"]]
-                    yield _Row(number, value)
+                    except OverflowError as error:
+                        yield _Row(number, None, f"holds what Python can't: {error}")
+                        continue
+                    if isinstance(tags := value.get("ner_tags"), list):
+                        value["ner_tags"] = [tag_names.get(tag, tag) if type(tag) is int else tag for tag in tags]
+                    yield _Row(number, {**others, **value})
         except (ArrowException, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's fault, not the file's

@@ -69,7 +69,7 @@ def read_documents(
     seen: dict[str, str] = {}
     for file, file_format in list_files(path, format_name, texts=texts, report=report):
         try:
-            for found in file_format.read(file):
+            for found in read_records(file, file_format):
                 record = _refuse_known_id(found, seen)
                 report.notes.update(record.notes)
                 if record.document is None:
@@ -83,6 +83,16 @@ def read_documents(
         raise invalid_documents(report)
     if not report.documents and not report.rejected:
         raise NertoolError(f"{path} holds no documents")
+
+
+def read_records(file: Path, file_format: Format) -> Iterator[Record]:
+    """Reads a file in a format; what no reader can hold in its hands is a problem, too."""
+    try:
+        yield from file_format.read(file)
+    except RecursionError:
+        yield Record(str(file), None, (Problem("", "holds what is nested too deeply to be read"),))
+    except OverflowError as error:
+        yield Record(str(file), None, (Problem("", f"holds a number that is too large: {error}"),))
 
 
 def count_document(document: Document, report: ReadReport) -> None:
