@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import zstandard
+from click.testing import Result
+from typer.testing import CliRunner
 
 from nertool import bulk_prediction
+from nertool.cli import app
 from nertool.formats import ReadReport, read_documents
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed, wait_for  # noqa: F401
 from tests.conftest import make_backbone, make_corpus, write_documents
@@ -105,8 +108,8 @@ def test_a_shard_without_documents_is_an_empty_part(folder: Path) -> None:
 def test_a_file_without_documents_is_said_and_a_pipe_may_be_empty(folder: Path) -> None:
     Path("empty.jsonl").write_bytes(b"\n")
     assert "empty.jsonl holds no documents" in refuse("predict", folder / "model", "empty.jsonl", "out.jsonl")
-    command = [sys.executable, "-m", "nertool", "predict", str(folder / "model"), "-", "-"]
-    assert subprocess.run(command, input=b"", capture_output=True, check=True).stdout == b""
+    empty = piped(folder, b"")
+    assert (empty.exit_code, empty.stdout) == (0, "")
 
 
 def test_what_another_engine_began_is_not_mixed_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +167,8 @@ def test_entities_that_are_there_can_be_kept(folder: Path) -> None:
 
 
 def test_lines_in_and_lines_out(folder: Path) -> None:
-    command = [sys.executable, "-m", "nertool", "predict", str(folder / "model"), "-", "-"]
     texts = "BRCA1 in lung cancer\n\nEGFR kinase 😀\n".encode()
+    command = [sys.executable, "-m", "nertool", "predict", str(folder / "model"), "-", "-"]
     result = subprocess.run(command, input=texts, capture_output=True, check=True)
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(one["idx"], one["sections"][0]["text"]) for one in found] == [
@@ -173,11 +176,14 @@ def test_lines_in_and_lines_out(folder: Path) -> None:
         ("line-3", "EGFR kinase 😀"),
     ]
     assert found[0]["sections"][0]["entities"]
-    again = subprocess.run(command, input=(folder / "whole.jsonl").read_bytes(), capture_output=True, check=True)
-    assert again.stdout == (folder / "whole.jsonl").read_bytes()
-    bad = subprocess.run(command, input=b'{"sections": [}\n', capture_output=True, check=False)
-    assert bad.returncode == 2 and b"stdin.jsonl:1" in bad.stderr and bad.stdout == b""
+    assert piped(folder, (folder / "whole.jsonl").read_bytes()).stdout_bytes == (folder / "whole.jsonl").read_bytes()
+    bad = piped(folder, b'{"sections": [}\n')
+    assert bad.exit_code == 2 and "stdin.jsonl:1" in bad.stderr and not bad.stdout
     assert "go with none of" in refuse("predict", folder / "model", folder / "documents", "-", "--json")
+
+
+def piped(folder: Path, lines: bytes) -> Result:
+    return CliRunner().invoke(app, ["predict", str(folder / "model"), "-", "-"], input=lines)
 
 
 def test_an_output_that_another_command_is_making_is_left_alone(folder: Path) -> None:
