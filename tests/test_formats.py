@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from nertool.documents import Document, Entity, Section, Span, document_to_json, dump_document
 from nertool.errors import NertoolError
-from nertool.formats import FORMATS, ReadReport, read_documents
+from nertool.formats import FORMATS, Format, ReadReport, Record, read_documents
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter
 from nertool.formats.pubtator import RELATIONS, PubtatorWriter, pubtator_losses, read_pubtator
-from nertool.formats.reading import format_to_write, write_rejected
+from nertool.formats.reading import format_to_write, read_records, write_rejected
 from nertool.formats.text import TextWriter, text_losses
 from tests.document_strategies import documents
 
@@ -429,6 +429,8 @@ def test_windows_line_ends_a_byte_order_mark_and_further_blank_lines_are_fine_in
         ("10\t999\t1000\tx\tGene\t3558", "line 3: 999–1000 is not a span inside the abstract"),
         ("10\t-4\t4\tIL-2\tGene\t3558", "line 3: neither a text line"),
         ("10\t0\tfour\tIL-2\tGene\t3558", "line 3: neither a text line"),
+        ("10\t\t4\tIL-2\tGene\t3558", "line 3: neither a text line"),
+        ("10\tx0\t4\tIL-2\tGene\t3558", "line 3: neither a text line"),
         ("10\t0.5\t4\tIL-2\tGene\t3558", "line 3: neither a text line"),
         ("10\t" + "9" * 5000 + "\t4\tIL-2\tGene\t3558", "line 3: neither a text line"),
         ("10\t0\t4\tIL-2\t\t3558", "line 3: neither a text line"),
@@ -586,21 +588,35 @@ def test_what_an_output_is_going_to_be(output, name, expected):
             format_to_write(Path(output), name)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("a.labelstudio.json", f'[{{"id": {"[" * 980}{"]" * 980}, "data": {{"text": "x"}}}}]', "nested too deeply"),
-        (
-            "a.labelstudio.json",
-            f'[{{"id": 1, "data": {{"text": "x"}}, "predictions": [{{"score": 1{"0" * 400}, "result": [{{"type": '
-            '"labels", "value": {"start": 0, "end": 1, "labels": ["x"]}}]}]}]',
-            "a number that is too large",
-        ),
-    ],
-)  # fmt: skip
-def test_what_no_reader_can_hold_is_a_problem_of_its_file(tmp_path, name, content, reason):
-    (tmp_path / name).write_text(content)
-    write(KazuWriter, tmp_path, [make_document("d")])
-    documents, report = read(tmp_path, skip_invalid=True)
-    assert [document.id for document in documents] == ["d"]
-    assert [str(item.problems[0]) for item in report.rejected if reason in str(item.problems[0])]
+def foreign_task(number, start=0, score=0.5):
+    region = {"type": "labels", "value": {"start": start, "end": 1, "labels": ["x"]}}
+    return {"id": number, "data": {"text": "x"}, "predictions": [{"score": score, "result": [region]}]}
+
+
+@pytest.mark.parametrize("bad", [foreign_task(2, score=10**400), foreign_task(2, start=[])])
+def test_tasks_behind_one_that_can_not_be_read_are_read(tmp_path, bad):
+    file = tmp_path / "a.labelstudio.json"
+    file.write_text(json.dumps([foreign_task(1), bad, foreign_task(3)]))
+    documents, report = read(file, skip_invalid=True)
+    assert [document.id for document in documents] == ["1", "3"]
+    assert len(report.rejected) == 1 and report.rejected[0].raw
+
+
+def test_documents_behind_one_that_is_nested_too_deeply_are_read(tmp_path):
+    file = tmp_path / "a.bioc.xml"
+    deep = f"{'<a>' * 990}{'</a>' * 990}"
+    wrong = f"<document><id>2</id>{deep}<passage><offset>x</offset><text>y</text></passage></document>"
+    right = "<document><id>{}</id><passage><offset>0</offset><text>y</text></passage></document>"
+    file.write_text(f"<collection>{right.format(1)}{wrong}{right.format(3)}</collection>")
+    documents, report = read(file, skip_invalid=True)
+    assert [document.id for document in documents] == ["1", "3"] and len(report.rejected) == 1
+
+
+def test_what_no_reader_can_hold_is_a_problem_of_its_file(tmp_path):
+    def read_deep(file):
+        yield Record(str(file), make_document("a"))
+        raise RecursionError
+
+    records = list(read_records(tmp_path / "a", Format((".a",), read_deep, KazuWriter)))
+    assert [record.document is None for record in records] == [False, True]
+    assert "from there on it was not read" in str(records[1].problems[0])

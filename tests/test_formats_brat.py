@@ -108,7 +108,7 @@ def test_brat_would_take_each_line(document, tmp_path_factory):
     (file,) = folder.glob("*.ann")
     text = file.with_suffix(".txt").read_bytes().decode()
     lines = file.read_bytes().decode().splitlines()
-    identifiers = [line.partition("\t")[0] for line in lines if line[0] in "T#"]
+    identifiers = [line.partition("\t")[0] for line in lines if line[0] in "T#N"]
     assert len(set(identifiers)) == len(identifiers)
     types = set(
         re.search(r"\[entities\]\n(.*)\[relations\]", (folder / "annotation.conf").read_text(), re.DOTALL)[1].split()
@@ -140,7 +140,7 @@ def test_files_look_as_brat_documents_them(tmp_path):
     assert (tmp_path / "a.ann").read_text().splitlines() == [
         "T1\tgene 3 7\tIL-2",
         "N1\tReference T1 NCBI:3558\tIL-2",
-        "N1\tReference T1 HGNC:6001\tIL-2",
+        "N2\tReference T1 HGNC:6001\tIL-2",
         "T2\tCell_line 11 15;26 32\tlung cancer",
         '#2\tnertool T2\t{"metadata": {"score": 0.5}, "entity_class": "Cell line"}',
         "T3\tx 11 15;16 19\tlung and",

@@ -62,7 +62,15 @@ def _read_xml(file: Path, source: IO[bytes]) -> Iterator[Record]:
         if isinstance(element, Problem):
             yield Record(place, None, (element,))
         else:
-            yield _record(place, _element_to_json(element), partial(tostring, element))
+            yield _record(place, _element_to_json(element), partial(_to_bytes, element))
+
+
+def _to_bytes(element: Element) -> bytes:
+    """Returns the XML of a document; nothing of what is nested too deep."""
+    try:
+        return bytes(tostring(element))
+    except RecursionError:
+        return b""
 
 
 def _document_elements(source: IO[bytes]) -> Iterator[Element | Problem]:

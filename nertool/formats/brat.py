@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -151,6 +151,8 @@ def _parse(file: Path, data: bytes, lines: Sequence[str], text: str) -> Record:
         document, nonfinite = parse_document(json.dumps(fields).encode())
     except InvalidDocumentError as error:
         return Record(str(file), None, tuple(error.problems), data)
+    except RecursionError:
+        return Record(str(file), None, (Problem("", "a note of nertool is nested too deeply"),), data)
     found.notes["NaN or infinite numbers, read as null"] = nonfinite
     found.notes[other_unit_note(unit)] = unit != CODE_POINTS
     return Record(str(file), document, notes=+found.notes)
@@ -242,6 +244,7 @@ class BratWriter:
         text = BETWEEN_SECTIONS.join(section.text for section in document.sections)
         lines: list[str] = []
         shift = number = 0
+        self._references = count(1)  # brat wants each id once in a file
         for section in document_to_json(document)["sections"]:
             for entity in section.get("entities", []):
                 spans = tuple(Span(span["start"] + shift, span["end"] + shift) for span in entity.pop("spans"))
@@ -265,7 +268,7 @@ class BratWriter:
         identifiers = metadata.get("identifiers")
         if isinstance(identifiers, str) and _IDENTIFIERS.fullmatch(identifiers):
             for part in identifiers.split(","):
-                yield f"N{number}\tReference T{number} {part}\t{mention}"
+                yield f"N{next(self._references)}\tReference T{number} {part}\t{mention}"
             metadata = {key: value for key, value in metadata.items() if key != "identifiers"}
             entity = {key: value for key, value in entity.items() if key != "metadata"}
             entity |= {"metadata": metadata} if metadata else {}

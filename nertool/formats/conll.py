@@ -286,7 +286,7 @@ def read_conll(file: Path) -> Iterator[Record]:
 def _split(file: Path) -> Iterator[list[_Line]]:
     """Parts the lines of a file into those of each document."""
     lines: list[_Line] = []
-    marked = False
+    marked = has_tokens = False
     last: _Header | None = None
     with file.open("rb") as data:
         for number, raw_line in enumerate(data, start=1):
@@ -296,12 +296,13 @@ def _split(file: Path) -> Iterator[list[_Line]]:
                 header = _read_header(line.data)
                 ends = not _goes_on(header, last)
                 marked, last = True, header
-            if ends and not all(_is_comment(known.data) for known in lines):
+            if ends and has_tokens:
                 yield lines
-                lines = []
+                lines, has_tokens = [], False
             if line.data.strip() or marked:
                 lines.append(line)
-    if not all(_is_comment(known.data) for known in lines):
+                has_tokens = has_tokens or not _is_comment(line.data)
+    if has_tokens:
         yield lines
 
 

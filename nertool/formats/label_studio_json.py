@@ -80,7 +80,7 @@ def _document_of(number: int, task: Any) -> object:
         return number
     if (meta := meta_of(task)) is not None:
         return "nertool", meta["document"]
-    return ("JSON-MIN", str(task["id"])) if "data" not in task and "id" in task else number
+    return ("JSON-MIN", name) if "data" not in task and (name := _plain(task.get("id"))) else number
 
 
 def _read_document(file: Path, places: list[_Place], fields: Mapping[str, str], notes: Counter[str]) -> Record:
@@ -97,7 +97,8 @@ def _read_document(file: Path, places: list[_Place], fields: Mapping[str, str], 
             task = tasks[0] if "data" in tasks[0] else _from_json_min(tasks)
             document = _foreign_document(task, fields, problems, notes)
         data = b"" if document is None else dump_document(document)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # anything may be in a file
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        # Anything may be in a file.
         problems.append(Problem("", f"can't be read as a task of Label Studio: {type(error).__name__}: {error}"))
     if not problems:
         record = parse_record(place, data)  # which checks all that a document must be
@@ -164,7 +165,7 @@ def _foreign_document(
     joins = []
     for raw in said.get("result") or ():
         if is_region(raw):
-            by_field[fields[str(raw.get("to_name"))]].append(raw)
+            by_field[fields[_plain(raw.get("to_name"))]].append(raw)
             notes[REMARKS] += bool(raw.get("meta"))
         elif raw.get("type") == "relation" and JOIN_RELATION in (raw.get("labels") or ()):
             joins.append(raw)
@@ -204,11 +205,17 @@ def _chosen(task: Task, notes: Counter[str]) -> tuple[Mapping[str, Any], bool]:
     return prediction or {}, True
 
 
+def _plain(value: Any) -> str:
+    """Returns what stands where a name or a number belongs; of anything else, which may be huge, nothing."""
+    return str(value) if isinstance(value, int | str) else ""
+
+
 def _best(some: Iterable[Any], notes: Counter[str], others: str) -> Mapping[str, Any] | None:
     """Returns the one that people starred as the truth, or else the latest; exports may have the mere numbers."""
     known = [one for one in some if isinstance(one, dict)]
     best = max(
-        known, key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at") or one.get("created_at"))),
+        known,
+        key=lambda one: (bool(one.get("ground_truth")), _plain(one.get("updated_at") or one.get("created_at"))),
         default=None,
     )  # fmt: skip
     notes[others] += len(list(some)) - (best is not None)
@@ -253,7 +260,8 @@ def _text_fields(tasks: Iterable[Any]) -> dict[str, str]:
         for name, text in texts.items():
             lengths[name] += len(text)
         for raw in _all_regions(full):
-            fits[str(raw.get("to_name"))].update({name: _fits(raw.get("value"), text) for name, text in texts.items()})
+            control = _plain(raw.get("to_name"))
+            fits[control].update({name: _fits(raw.get("value"), text) for name, text in texts.items()})
 
     def best(control: str) -> str:
         counts = fits[control]

@@ -11,7 +11,7 @@ from nertool.documents import Document, Entity, Section, Span, match_text
 from nertool.formats.base import Record
 
 _OFFSET = re.compile(r"[0-9]{1,18}")
-_NUMBER_LIKE = re.compile(r"[+-]?[0-9]")  # a relation has its type there
+_RELATION_TYPE = re.compile(r"[A-Za-z]{2}")  # where an annotation has its start
 _SEPARATORS = re.compile(r"[\r\n\t]")
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)")
 _NAMESPACE = "pubtator"
@@ -60,7 +60,7 @@ def _parse_block(file: Path, block: list[tuple[int, str]]) -> Record:
         identifiers.add(fields[0])
         if len(fields) >= 5 and _OFFSET.fullmatch(fields[1]) and _OFFSET.fullmatch(fields[2]) and fields[4]:
             annotations.append((number, fields))
-        elif len(fields) < 4 or _NUMBER_LIKE.match(fields[1]):
+        elif len(fields) < 4 or not _RELATION_TYPE.match(fields[1]):
             expected = "a text line (ID|t|…) nor an annotation (ID, start, end, mention, class, tab-separated)"
             problems.append(Problem(f"line {number}", f"neither {expected}"))
         else:

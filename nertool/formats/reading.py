@@ -41,6 +41,7 @@ FORMATS = {
 }
 
 _PROBLEMS_SHOWN_PER_DOCUMENT = 5
+_REST = "from there on it was not read"
 
 
 def read_documents(
@@ -90,9 +91,9 @@ def read_records(file: Path, file_format: Format) -> Iterator[Record]:
     try:
         yield from file_format.read(file)
     except RecursionError:
-        yield Record(str(file), None, (Problem("", "holds what is nested too deeply to be read"),))
+        yield Record(str(file), None, (Problem("", f"holds what is nested too deeply; {_REST}"),))
     except OverflowError as error:
-        yield Record(str(file), None, (Problem("", f"holds a number that is too large: {error}"),))
+        yield Record(str(file), None, (Problem("", f"holds a number that is too large ({error}); {_REST}"),))
 
 
 def count_document(document: Document, report: ReadReport) -> None:

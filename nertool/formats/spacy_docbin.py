@@ -190,9 +190,9 @@ def _read_parts(data: bytes) -> Iterator[_Part | Problem]:
     for number in range(len(docs)):
         single = DocBin()  # so that a damaged Doc doesn't hide the next ones
         single.attrs = docs.attrs
-        for name in ("tokens", "spaces", "cats", "span_groups", "user_data", "flags"):
-            setattr(single, name, getattr(docs, name)[number : number + 1])
         try:
+            for name in ("tokens", "spaces", "cats", "span_groups", "user_data", "flags"):
+                setattr(single, name, getattr(docs, name)[number : number + 1])
             (doc,) = single.get_docs(vocab)
             part: _Part | Problem = _read_part(doc)
         except Exception as error:  # noqa: BLE001 (as above)
