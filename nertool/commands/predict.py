@@ -74,6 +74,7 @@ def predict(
     A run that was killed goes on where it was when the same command is run again.
 
     nertool predict run/model texts/ predictions/
+
     nertool predict packed corpus.jsonl.zst predictions/ --shard $SLURM_ARRAY_TASK_ID/100
     """
     from nertool.chunks import Shard
