@@ -151,7 +151,7 @@ def plan_split(
     """
     asked = _check_fractions(fractions)
     groups = _group_duplicates(summaries, duplicate_similarity)
-    groups.sort(key=lambda group: hashlib.sha256(b"%d %b" % (seed, min(doc.digest for doc in group))).digest())
+    _shuffle(groups, seed)
     sides = [side for side in SIDES if asked[side] > 0]
     if len(groups) < len(sides):
         raise NertoolError(
@@ -174,6 +174,39 @@ def plan_split(
         single_classes={label: side_of_group[index] for label, index in sorted(single.items())},
         unseen={side: _count_unseen(members[side], members["train"]) for side in SIDES[1:]},
     )
+
+
+def plan_folds(
+    summaries: Iterable[DocumentSummary], folds: int, seed: int, duplicate_similarity: float
+) -> dict[str, int]:
+    """Assigns every document to a fold for cross-fitting; folds are as alike as the sides of a split.
+
+    Args:
+        summaries: One for each document, each with another id.
+        folds: How many, at least 2.
+        seed: Another seed gives other folds.
+        duplicate_similarity: Estimated Jaccard similarity, in (0, 1], from which documents stay in one fold.
+
+    Returns:
+        Document id → fold, from 0.
+
+    Raises:
+        NertoolError: If there are fewer independent documents than folds.
+    """
+    groups = _group_duplicates(summaries, duplicate_similarity)
+    if len(groups) < folds:
+        raise NertoolError(
+            f"{sum(map(len, groups))} documents, {len(groups)} if duplicates count once, are too few for {folds} folds",
+            "give more documents, or ask for fewer folds",
+        )
+    _shuffle(groups, seed)
+    numbers = {str(fold): fold for fold in range(folds)}
+    sides, _ = stratify([_count(group) for group in groups], dict.fromkeys(numbers, 1 / folds), home=None)
+    return {document.id: numbers[side] for group, side in zip(groups, sides, strict=True) for document in group}
+
+
+def _shuffle(groups: list[list[DocumentSummary]], seed: int) -> None:
+    groups.sort(key=lambda group: hashlib.sha256(b"%d %b" % (seed, min(doc.digest for doc in group))).digest())
 
 
 def _check_fractions(fractions: Sequence[float]) -> dict[str, float]:

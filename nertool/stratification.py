@@ -16,14 +16,16 @@ Counts = dict[str | None, int]
 _IMPROVING_PASSES = 5
 
 
-def stratify(groups: Sequence[Counts], fractions: dict[str, float]) -> tuple[list[str], dict[str, int]]:
+def stratify(
+    groups: Sequence[Counts], fractions: dict[str, float], home: str | None = "train"
+) -> tuple[list[str], dict[str, int]]:
     """Assigns groups to sides, one after the other, the rarest class first.
-
-    A class that occurs in one group only goes to train; only where a side would stay empty otherwise, it doesn't.
 
     Args:
         groups: What each group holds, at least as many groups as sides. Their order decides between equals.
-        fractions: Side → share, above 0; one of the sides is train.
+        fractions: Side → share, above 0.
+        home: The side of classes that occur in one group only, which also loses no class to the others; it is only
+            elsewhere that they are where a side would stay empty otherwise. None if all sides are alike.
 
     Returns:
         The side of each group, and class → index of its group for the classes that occur in one group only.
@@ -33,9 +35,10 @@ def stratify(groups: Sequence[Counts], fractions: dict[str, float]) -> tuple[lis
         for label in counts:
             holders[label].append(index)
     single = {label: indices[0] for label, indices in holders.items() if label is not None and len(indices) == 1}
-    balance = _Balance(groups, fractions)
-    for index in sorted(set(single.values())):
-        balance.place(index, "train")
+    balance = _Balance(groups, fractions, home)
+    if home is not None:
+        for index in sorted(set(single.values())):
+            balance.place(index, home)
     remaining = Counter({label: sum(groups[index][label] for index in holders[label]) for label in holders})
     for index in balance.side_of:
         remaining.subtract(groups[index])
@@ -54,8 +57,9 @@ def stratify(groups: Sequence[Counts], fractions: dict[str, float]) -> tuple[lis
 class _Balance:
     """What each side still lacks while groups are placed and moved."""
 
-    def __init__(self, groups: Sequence[Counts], fractions: dict[str, float]) -> None:
+    def __init__(self, groups: Sequence[Counts], fractions: dict[str, float], home: str | None) -> None:
         self.groups = groups
+        self.home = home
         self.total: Counter[str | None] = Counter()
         for counts in groups:
             self.total.update(counts)
@@ -88,9 +92,9 @@ class _Balance:
         )
 
     def lost_by_leaving(self, index: int) -> int:
-        """Returns how many classes train would hold no more if the group left it; for other sides 1 if it is alone."""
+        """Returns how many classes home would hold no more if the group left it; for other sides 1 if it is alone."""
         holders = self.holders[self.side_of[index]]
-        labels = self.groups[index] if self.side_of[index] == "train" else (None,)
+        labels = self.groups[index] if self.side_of[index] == self.home else (None,)
         return sum(holders[label] == 1 for label in labels)
 
     def _add(self, index: int, side: str, sign: int) -> None:

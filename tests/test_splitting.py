@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nertool.documents import Document, Entity, Section, Span, match_text
 from nertool.errors import NertoolError
 from nertool.formats.pubtator import read_pubtator
-from nertool.splitting import SIDES, SplitPlan, plan_split, summarise
+from nertool.splitting import SIDES, SplitPlan, plan_folds, plan_split, summarise
 
 BIORED = Path(__file__).parents[2] / "shared/data/biored/BioRED_TrainDev.PubTator"
 VOCABULARY = [f"word{number}" for number in range(3000)]
@@ -298,6 +298,34 @@ def test_too_few_documents_are_an_error_that_counts_duplicates_once(copies):
         split(documents)
     assert error.value.hint
     assert set(split(documents, (0.5, 0.5, 0.0)).assignment.values()) == {"train", "eval"}
+
+
+@given(recipe=recipes, folds=st.integers(2, 5), seed=st.integers(0, 100), data=st.data())
+def test_folds_hold_every_document_once_copies_together_whatever_the_order(recipe, folds, seed, data):
+    corpus = make_corpus(recipe)
+    if independent(corpus) < folds:
+        with pytest.raises(NertoolError, match=f"too few for {folds} folds"):
+            plan_folds(map(summarise, corpus), folds, seed, 0.8)
+        return
+    plan = plan_folds(map(summarise, corpus), folds, seed, 0.8)
+    assert plan.keys() == {document.id for document in corpus}
+    assert set(plan.values()) == set(range(folds))
+    texts = {}
+    for document in corpus:
+        assert texts.setdefault(document.sections[0].text, plan[document.id]) == plan[document.id]
+    shuffled = data.draw(st.permutations(corpus))
+    assert plan_folds(map(summarise, shuffled), folds, seed, 0.8) == plan
+
+
+def test_folds_are_alike_in_classes_and_documents():
+    corpus = skewed_corpus(3)
+    plan = plan_folds(map(summarise, corpus), 5, 42, 0.8)
+    sizes = Counter(plan.values())
+    assert max(sizes.values()) - min(sizes.values()) <= 4
+    total = Counter(entity.label for document in corpus for entity in document.sections[0].entities)
+    for fold in range(5):
+        counts = Counter(e.label for d in corpus if plan[d.id] == fold for e in d.sections[0].entities)
+        assert all(abs(counts[label] / total[label] - 0.2) < 0.03 for label in total if total[label] >= 50)
 
 
 def test_the_report_adds_up_and_is_plain_json():
