@@ -240,13 +240,27 @@ def predict_chunk(tagger: Tagger, documents: Sequence[Document], selection: Sele
 
 
 def predict_chunks(
-    tagger: Tagger, chunks: Iterable[Sequence[Document]], selection: Selection = ALL
+    tagger: Tagger,
+    chunks: Iterable[Sequence[Document]],
+    selection: Selection = ALL,
+    on_logits: Callable[[Prepared, Floats], object] | None = None,
 ) -> Iterator[PredictedDocuments]:
     """Does what `predict_chunk` does, for chunk after chunk, on two threads.
 
     While the network runs on a chunk, the other thread reads and tokenises the next one and decodes the one before.
+
+    Args:
+        tagger: Finds the entities.
+        chunks: The documents.
+        selection: Which entities the documents get.
+        on_logits: Takes each chunk's sections, as they were given, and the logits of their tokens; on the other thread.
     """
     remaining = iter(chunks)
+
+    def finish(documents: Sequence[Document], prepared: Prepared, logits: Floats) -> PredictedDocuments:
+        if on_logits:
+            on_logits(prepared, logits)
+        return _with_entities(tagger, documents, prepared, logits, selection)
 
     def read() -> tuple[Sequence[Document], Prepared] | None:
         chunk = next(remaining, None)
@@ -259,7 +273,7 @@ def predict_chunks(
             while (got := ahead.result()) is not None:
                 ahead = beside.submit(read)
                 logits = token_logits(tagger, got[1])
-                finished, found = found, beside.submit(_with_entities, tagger, *got, logits, selection)
+                finished, found = found, beside.submit(finish, *got, logits)
                 if finished is not None:
                     yield finished.result()
         except Exception:  # what was predicted before a document that can't be read is not lost
@@ -271,16 +285,19 @@ def predict_chunks(
 
 
 def predict_documents(
-    tagger: Tagger, documents: Iterable[Document], documents_per_chunk: int
+    tagger: Tagger,
+    documents: Iterable[Document],
+    documents_per_chunk: int,
+    on_logits: Callable[[Prepared, Floats], object] | None = None,
 ) -> Iterator[list[Document]]:
-    """Predicts documents in chunks, so that memory stays bounded.
+    """Predicts documents in chunks, so that memory stays bounded; `on_logits` as in `predict_chunks`.
 
     Yields:
         For each chunk its documents with the predicted entities in the place of the ones they had.
     """
     remaining = iter(documents)
     chunks = iter(lambda: list(islice(remaining, documents_per_chunk)), [])
-    for predicted in predict_chunks(tagger, chunks):
+    for predicted in predict_chunks(tagger, chunks, on_logits=on_logits):
         yield predicted.documents
 
 

@@ -6,23 +6,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from nertool.documents import Document, Entity, Section
+from nertool.errors import NertoolError
 from nertool.labelling_config import CHECKED, REVIEW, TEXT
 from nertool.labelling_tasks import (
     ID_FIELD,
     META_KEY,
     Mention,
     mentions,
+    pack_entity,
     read_result,
     restore,
     section_key,
     sent_entities,
 )
-from nertool.provenance import SECTION_METADATA, with_review
+from nertool.provenance import REVIEWED, SECTION_METADATA, section_review, with_review
 
 Status = Literal["corrected", "confirmed", "annotated", "unchanged", "conflict", "skipped", "draft", "open"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-# Those in which people have said what is right.
-REVIEWED: frozenset[Status] = frozenset(["corrected", "confirmed", "annotated"])
+# In a corrected section's metadata: the entities that it was sent with.
+_SENT = "sent"
 MEANINGS: dict[Status, str] = {
     "corrected": "a person changed the entities",
     "confirmed": "a person saved the entities as they were",
@@ -193,6 +195,28 @@ def reviewed_documents(reviews: Iterable[Review], *, only_reviewed: bool) -> lis
     return documents
 
 
+def sent_before_review(section: Section) -> tuple[Entity, ...] | None:
+    """Returns the entities that a section from `pull` was sent with, before people corrected or confirmed them.
+
+    `None` if people have not reviewed it, had no entities to begin with, or an older nertool pulled it.
+
+    Raises:
+        NertoolError: If what is kept in its metadata can't be read.
+    """
+    facts = section_review(section)
+    if facts.get("status") == "confirmed":
+        return section.entities
+    if facts.get("status") != "corrected" or facts.get(_SENT) is None:
+        return None
+    try:
+        return sent_entities({"gold": facts[_SENT]}, section.text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NertoolError(
+            f"metadata.{SECTION_METADATA}.{_SENT} of the section {section.name!r} is not what ls-sync pull writes",
+            "pull it again, or take it out",
+        ) from error
+
+
 def describe(review: Review) -> dict[str, Any]:
     """Returns what `review.json` tells about a section that somebody should look at."""
     return {
@@ -244,6 +268,8 @@ def _noted(review: Review) -> Section:
         facts["task"] = review.task
     if review.opinions and review.status in REVIEWED:
         facts |= {"people": sorted({one.person for one in review.opinions}), "when": review.opinions[-1].when}
+    if review.status == "corrected":  # a confirmed section's entities are those that were sent
+        facts[_SENT] = [pack_entity(entity, review.section.text) for entity in review.sent or ()]
     metadata = {**review.section.extra.get("metadata", {}), SECTION_METADATA: facts}
     return replace(review.section, extra={**review.section.extra, "metadata": metadata})
 

@@ -1,12 +1,14 @@
-"""Thresholds of the classes, chosen on documents with gold entities."""
+"""What other thresholds would give, and those that are best on documents with gold entities."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nertool.artefacts import Decisions
 from nertool.decoding import Floats, decode
 from nertool.documents import Section, Span
+from nertool.metrics import rates_json
 from nertool.windows import Tokens
 
 # From probability 0.05 to 0.95, evenly in log-odds.
@@ -17,13 +19,10 @@ LEAST_ENTITIES = 20
 LEAST_GAIN = 0.005
 
 
-def tune_thresholds(
+def count_at_thresholds(
     logits: Floats, tokens: Tokens, sections: Sequence[Section], decisions: Decisions
-) -> tuple[float, ...]:
-    """Chooses for each class the threshold with the best strict F1.
-
-    Classes are decoded apart, so each is tuned alone. The F1 of a threshold is averaged with its neighbours', so that
-    not a lucky one wins; a class with few gold entities, or that gains little, keeps its threshold.
+) -> NDArray[np.int64]:
+    """Counts what would be found, wrong and missed, strictly, at each candidate; counts of several chunks add up.
 
     Args:
         logits: `(tokens, channels)` float32.
@@ -32,30 +31,75 @@ def tune_thresholds(
         decisions: What the logits mean, with the thresholds so far.
 
     Returns:
-        `(labels,)`, each in (0, 1).
+        `(candidates + 1, labels + 1, 3)`. The last row is that of the thresholds so far, the last column that of gold
+        entities of classes that the model doesn't know.
     """
     labels = decisions.scheme.labels
     gold: list[set[tuple[int, tuple[Span, ...]]]] = [set() for _ in labels]
+    unknown = set()
     for number, section in enumerate(sections):
         for entity in section.entities:
+            parts = tuple(sorted(set(entity.spans)))
             if entity.label in labels:
-                gold[labels.index(entity.label)].add((number, entity.spans))
+                gold[labels.index(entity.label)].add((number, parts))
+            else:
+                unknown.add((number, entity.label, parts))
     continuous = [{(number, *spans[0]) for number, spans in known if len(spans) == 1} for known in gold]
-    scores = np.zeros((len(CANDIDATES) + 1, len(labels)))
+    counts = np.zeros((len(CANDIDATES) + 1, len(labels) + 1, 3), np.int64)
     for row, candidate in enumerate([*CANDIDATES, None]):
         thresholds = decisions.thresholds if candidate is None else [candidate] * len(labels)
         decoded = decode(logits, tokens, decisions.scheme, thresholds, decisions.switch_cost)
         spans = np.stack([decoded.section, decoded.start, decoded.end], axis=1)
         for label in range(len(labels)):
-            found = set(map(tuple, spans[decoded.label == label].tolist()))
-            total = len(found) + len(gold[label])
-            scores[row, label] = 2 * len(found & continuous[label]) / total if total else 0.0
+            predicted = set(map(tuple, spans[decoded.label == label].tolist()))
+            found = len(predicted & continuous[label])
+            counts[row, label] = found, len(predicted) - found, len(gold[label]) - found
+    counts[:, -1, 2] = len(unknown)
+    return counts
+
+
+def tune_thresholds(counts: NDArray[np.int64], decisions: Decisions) -> tuple[float, ...]:
+    """Chooses for each class the threshold with the best strict F1.
+
+    Classes are decoded apart, so each is tuned alone. The F1 of a threshold is averaged with its neighbours', so that
+    not a lucky one wins; a class with few gold entities, or that gains little, keeps its threshold.
+
+    Args:
+        counts: What `count_at_thresholds` returns.
+        decisions: The thresholds so far.
+
+    Returns:
+        `(labels,)`, each in (0, 1).
+    """
+    found, wrong, missed = np.moveaxis(counts[:, :-1], -1, 0)
+    scores = 2 * found / np.maximum(2 * found + wrong + missed, 1)
     padded = np.pad(scores[:-1], ((1, 1), (0, 0)), mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
     chosen = []
     for label, present in enumerate(decisions.thresholds):
         best = int(smooth[:, label].argmax())
         gains = smooth[best, label] >= scores[-1, label] + LEAST_GAIN
-        enough = len(gold[label]) >= LEAST_ENTITIES
+        enough = found[-1, label] + missed[-1, label] >= LEAST_ENTITIES
         chosen.append(round(CANDIDATES[best], 4) if gains and enough else present)
     return tuple(chosen)
+
+
+def threshold_curves(counts: NDArray[np.int64], labels: Sequence[str]) -> dict[str, list[dict[str, float | None]]]:
+    """Returns what each threshold would give, for each class and, as "micro", for all with the same threshold.
+
+    Args:
+        counts: What `count_at_thresholds` returns.
+        labels: The model's classes.
+
+    Returns:
+        Class → for each candidate `threshold`, `precision`, `recall`, `f1`.
+    """
+    columns = {label: counts[:-1, number] for number, label in enumerate(labels)}
+    columns["micro"] = counts[:-1].sum(axis=1)
+    return {
+        name: [
+            {"threshold": round(candidate, 4), **rates_json(row)}
+            for candidate, row in zip(CANDIDATES, column, strict=True)
+        ]
+        for name, column in columns.items()
+    }

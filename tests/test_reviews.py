@@ -5,10 +5,20 @@ from typing import Any
 
 import pytest
 
-from nertool.documents import Document, Entity, Section, Span
+from nertool.document_parsing import parse_document
+from nertool.documents import Document, Entity, Section, Span, dump_document
+from nertool.errors import NertoolError
 from nertool.labelling_tasks import Item, make_items, make_result, make_task, mentions
-from nertool.provenance import annotators, without_provenance
-from nertool.reviews import Review, has_peoples_work, meta_of, read_review, read_reviews, reviewed_documents
+from nertool.provenance import annotators, section_annotators, with_provenance, without_provenance, without_review
+from nertool.reviews import (
+    Review,
+    has_peoples_work,
+    meta_of,
+    read_review,
+    read_reviews,
+    reviewed_documents,
+    sent_before_review,
+)
 
 TEXT = "lung and liver cancer"
 LUNG, LIVER = Entity("organ", (Span(0, 4),), "lung", "llm"), Entity("organ", (Span(9, 14),), "liver", "llm")
@@ -136,3 +146,40 @@ def test_documents_tell_who_reviewed_them() -> None:
     (plain,) = reviewed_documents([second], only_reviewed=False)
     assert isinstance(plain, Document)
     assert "metadata" not in plain.extra
+
+
+def pulled(review: Review) -> Section:
+    """Returns the section as it is read from what `pull` wrote."""
+    (document,) = reviewed_documents([review], only_reviewed=False)
+    return parse_document(dump_document(document)).document.sections[0]
+
+
+def test_a_corrected_section_keeps_what_people_were_shown() -> None:
+    scored = replace(LIVER, score=0.75, match="Liver", extra={"metadata": {"x": 1}})
+    section = pulled(read(annotation(LUNG), gold=(LUNG, scored)))
+    assert section.entities == (LUNG,)
+    assert sent_before_review(section) == (LUNG, scored)
+    assert sent_before_review(pulled(read(annotation(LUNG), gold=()))) == ()
+    assert sent_before_review(pulled(read(annotation(LUNG, LIVER)))) == (LUNG, LIVER)  # confirmed
+    for review in (read(), read(annotation(LUNG), gold=None), read(annotation(LUNG), annotation(LIVER, person=3))):
+        assert sent_before_review(pulled(review)) is None
+    assert sent_before_review(without_review(section)) is None  # another model's entities are in it now
+    assert sent_before_review(Section("body", TEXT, (LUNG,))) is None
+
+
+@pytest.mark.parametrize("sent", ["x", [1], [{"label": "organ"}], [{"label": "organ", "spans": [[1]]}]])
+def test_what_people_were_shown_may_be_damaged(sent: Any) -> None:
+    section = pulled(read(annotation(LUNG)))
+    section.extra["metadata"]["label_studio"]["sent"] = sent
+    with pytest.raises(NertoolError, match=r"label_studio\.sent of the section 'body'"):
+        sent_before_review(section)
+
+
+def test_who_says_what_is_right_in_a_section() -> None:
+    sections = (pulled(read(annotation(LUNG))), pulled(read()), Section("body", TEXT, (LUNG,)))
+    corrected = "people in Label Studio: corrected"
+    plain = Document("d", sections)
+    assert section_annotators(plain) == [corrected, "llm", "llm"]
+    by_llm = with_provenance(plain, {"models": ["m"], "prompts": ["p"]})
+    assert section_annotators(by_llm) == [corrected, *["the LLM m with prompt p"] * 2]
+    assert section_annotators(Document("d", (Section("body", TEXT),))) == ["not known"]

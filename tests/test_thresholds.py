@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 
 from nertool.artefacts import Decisions
+from nertool.decoding import decode
 from nertool.documents import Document, Entity, Section, Span
 from nertool.errors import NertoolError
 from nertool.labels import make_scheme
+from nertool.matching import SectionPair
+from nertool.metrics import score
 from nertool.settings import WindowSettings
-from nertool.thresholds import CANDIDATES, LEAST_ENTITIES, tune_thresholds
+from nertool.thresholds import (
+    CANDIDATES,
+    LEAST_ENTITIES,
+    count_at_thresholds,
+    threshold_curves,
+    tune_thresholds,
+)
 from nertool.windows import SectionTokenizer
 from tests.cli_helpers import in_an_empty_folder, refuse, succeed  # noqa: F401
 from tests.conftest import make_backbone, make_corpus, write_documents
@@ -33,17 +42,17 @@ def words(tokenizer: SectionTokenizer, count: int, *, gold: float, right: float,
 
 def test_a_class_that_says_yes_too_rarely_gets_a_lower_threshold(tokenizer: SectionTokenizer) -> None:
     sections, tokens, logits = words(tokenizer, 100, gold=0.5, right=-1.0, wrong=-2.5)
-    disease, gene = tune_thresholds(logits, tokens, sections, DECISIONS)
+    disease, gene = tune_thresholds(count_at_thresholds(logits, tokens, sections, DECISIONS), DECISIONS)
     assert disease == 0.5  # nothing is known of it
     assert 1 / (1 + np.exp(2.5)) < gene < 1 / (1 + np.exp(1.0))
 
 
 def test_nothing_to_gain_or_too_few_entities_change_nothing(tokenizer: SectionTokenizer) -> None:
     sections, tokens, logits = words(tokenizer, 100, gold=0.5, right=4.0, wrong=-4.0)
-    assert tune_thresholds(logits, tokens, sections, DECISIONS) == (0.5, 0.5)
+    assert tune_thresholds(count_at_thresholds(logits, tokens, sections, DECISIONS), DECISIONS) == (0.5, 0.5)
     few = LEAST_ENTITIES - 1
     sections, tokens, logits = words(tokenizer, few, gold=1.0, right=-1.0, wrong=-2.5)
-    assert tune_thresholds(logits, tokens, sections, DECISIONS) == (0.5, 0.5)
+    assert tune_thresholds(count_at_thresholds(logits, tokens, sections, DECISIONS), DECISIONS) == (0.5, 0.5)
 
 
 def test_candidates_are_even_in_log_odds() -> None:
@@ -86,4 +95,46 @@ def test_one_threshold_of_an_older_model_is_that_of_all_classes() -> None:
 def test_documents_without_sections_are_no_trouble(tokenizer: SectionTokenizer) -> None:
     nothing = tokenizer.tokenize([])
     assert not Document("x", ()).sections
-    assert tune_thresholds(np.zeros((0, 2), np.float32), nothing, [], DECISIONS) == (0.5, 0.5)
+    counts = count_at_thresholds(np.zeros((0, 2), np.float32), nothing, [], DECISIONS)
+    assert not counts.any()
+    assert tune_thresholds(counts, DECISIONS) == (0.5, 0.5)
+
+
+def test_counts_at_thresholds_are_those_of_predictions_scored_one_threshold_at_a_time(
+    tokenizer: SectionTokenizer,
+) -> None:
+    rng = np.random.default_rng(0)
+    text = "lung and liver cancer in a mouse with a gene and a drug"
+    spans = (Span(0, 4), Span(9, 14), Span(9, 21), Span(40, 44))
+    sections = [
+        Section(
+            "s", text, tuple(Entity(str(rng.choice(["disease", "gene", "organ"])), (span,), "x") for span in spans) * 2
+        )
+        for _ in range(5)
+    ]
+    sections.append(Section("s", text, (Entity("gene", (spans[0], spans[3]), "x"),)))
+    tokens = tokenizer.tokenize([section.text for section in sections])
+    logits = rng.normal(0, 2, (len(tokens.ids), 2)).astype(np.float32)
+    counts = count_at_thresholds(logits, tokens, sections, DECISIONS)
+    curves = threshold_curves(counts, SCHEME.labels)
+    assert list(curves) == ["disease", "gene", "micro"]
+    for row, candidate in enumerate([*CANDIDATES, 0.5]):
+        decoded = decode(logits, tokens, SCHEME, [candidate] * 2, 0.0)
+        predicted: list[list[Entity]] = [[] for _ in sections]
+        for number, label, start, end in zip(decoded.section, decoded.label, decoded.start, decoded.end, strict=True):
+            predicted[number].append(Entity(SCHEME.labels[label], (Span(int(start), int(end)),), "x"))
+        pairs = [SectionPair(0, one.entities, found) for one, found in zip(sections, predicted, strict=True)]
+        scores = score(pairs, SCHEME.labels, "strict")
+        assert scores.classes == ("disease", "gene", "organ")
+        assert counts[row].tolist() == scores.counts[0].tolist()
+        if row < len(CANDIDATES):
+            flat = scores.to_json()
+            for name, points in curves.items():
+                expected = {what: flat[f"{name}_{what}"] for what in ("precision", "recall", "f1")}
+                assert points[row] == {"threshold": round(candidate, 4), **expected}
+    halves = [
+        count_at_thresholds(logits[tokens.section_bounds[a] : tokens.section_bounds[b]], part, sections[a:b], DECISIONS)
+        for a, b in ((0, 2), (2, 6))
+        for part in [tokenizer.tokenize([section.text for section in sections[a:b]])]
+    ]
+    assert (sum(halves) == counts).all()

@@ -33,7 +33,7 @@ def demo(
 
     Needs the small backbone of the extra `offline`.
     """
-    from nertool.commands.evaluate import show_report
+    from nertool.commands.score_tables import show_report
     from nertool.console import print_json, say
 
     begun = time.monotonic()
@@ -107,7 +107,7 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
     except InterruptedBySignalError as error:
         raise InterruptedBySignalError(error.signal_number, "the same command goes on where it was") from error
     say("5 of 6: evaluating on the test documents")
-    report = run_evaluate(output / "run/model", output / "split/test", settings)
+    report = run_evaluate(output / "run/model", output / "split/test", settings).report
     say("6 of 6: predicting the raw texts")
     if not (output / "predictions").is_dir():
         run_predict(output / "run/model", sample_data() / "texts", output / "predictions", settings)

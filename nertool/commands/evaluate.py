@@ -1,17 +1,24 @@
 """`nertool evaluate`: how well a model does on documents with gold entities."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from nertool.commands.options import Config, Device, Force, Json, LsProject, Set, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterator, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nertool.comparison import ReviewedSection
     from nertool.documents import Document
-    from nertool.formats import ReadReport
+    from nertool.error_analysis import ErrorItem
+    from nertool.matching import Scheme, SectionPair
+    from nertool.metrics import Scores
 
 
 @command
@@ -27,6 +34,28 @@ def evaluate(
         str | None,
         typer.Option(
             "--scheme", help="strict, overlap, or kazu (KAZU's own scorer, omissions included).", show_default=False
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline",
+            metavar="MODEL_OR_DOCS",
+            help="Another model, or its predictions, to compare with.",
+        ),
+    ] = None,
+    baseline_gold: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline-gold", metavar="DOCS", help="The same documents with other gold entities, to compare with."
+        ),
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            "--train",
+            metavar="DOCS",
+            help="What the model was trained on, to tell mentions that it has seen; by default the cache of its run.",
         ),
     ] = None,
     predictions: Annotated[
@@ -52,30 +81,50 @@ def evaluate(
 
     nertool evaluate run/model split/test --json > metrics.json
     """
+    from nertool.commands.score_tables import show_report
     from nertool.commands.showing import check_showing, choose_rows, show_predictions
-    from nertool.console import print_json
+    from nertool.console import print_json, say
 
     options = {"evaluate.scheme": scheme, "predict.device": device, "data.skip_invalid": skip_invalid}
     settings = settings_from(config, assignments, options)
     if ls_project is not None:
         check_showing(ls_project, settings)
-    pairs: list[tuple[Document | None, Document]] = []
-    report = run_evaluate(
+    result = run_evaluate(
         model,
         documents,
         settings,
+        baseline=baseline,
+        baseline_gold=baseline_gold,
+        train=train,
         predictions=predictions,
         tune=tune_thresholds,
         force=force,
-        on_predicted=pairs.extend,
     )
     if json:
-        print_json(report)
+        print_json(result.report)
     else:
-        show_report(report)
+        show_report(result.report)
+        say("more of it, such as curves, calibration and all confusions: --json")
     if ls_project is not None:
-        rows = choose_rows(pairs, settings.label_studio.sample)
-        show_predictions(rows, model, ls_project, settings)
+        pairs = zip(result.gold_documents, result.predicted_documents, strict=True)
+        show_predictions(choose_rows(pairs, settings.label_studio.sample), model, ls_project, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What became of scoring.
+
+    Args:
+        report: What `--json` prints; see `metrics.evaluation_report` and docs/reference/metrics.md.
+        gold_documents: The documents with the gold entities.
+        predicted_documents: The same with those that are scored, in the same order.
+        errors: The errors; their sections are counted through all documents.
+    """
+
+    report: dict[str, Any]
+    gold_documents: "list[Document]"
+    predicted_documents: "list[Document]"
+    errors: "list[ErrorItem]"
 
 
 def run_evaluate(
@@ -83,11 +132,13 @@ def run_evaluate(
     source: Path,
     settings: Any,
     *,
+    baseline: Path | None = None,
+    baseline_gold: Path | None = None,
+    train: Path | None = None,
     predictions: Path | None = None,
     tune: bool = False,
     force: bool = False,
-    on_predicted: "Callable[[Iterable[tuple[Document, Document]]], object]" = lambda _: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Scores a model, or documents against documents.
 
     Args:
@@ -95,13 +146,12 @@ def run_evaluate(
             predictions.
         source: Documents with gold entities, or a cache.
         settings: The `Settings`.
+        baseline: Another such model or documents, to compare with.
+        baseline_gold: The same documents with other gold entities, to compare with.
+        train: The documents that the model was trained on, or a cache.
         predictions: Where to write the predicted documents.
         tune: Choose the thresholds of the classes on these documents first, and keep them in the model.
         force: Replace older predictions.
-        on_predicted: Takes pairs of gold and predicted documents.
-
-    Returns:
-        What `--json` prints; see `metrics.evaluation_report`.
 
     Raises:
         NertoolError: If the model or the documents can't be used.
@@ -113,94 +163,197 @@ def run_evaluate(
     from nertool.formats import ReadReport
     from nertool.formats.kazu import KazuWriter
     from nertool.formats.reading import report_reading, write_rejected
-    from nertool.matching import SectionPair
-    from nertool.metrics import evaluation_report
+    from nertool.metrics import evaluation_report, score
     from nertool.provenance import annotators
     from nertool.sources import Source
 
     if predictions is not None:
         check_output(predictions, force=force, source=source)
+    of_documents = _holds_documents(model_folder)
+    if of_documents and tune:
+        raise NertoolError(f"{model_folder} holds documents, which have no thresholds to tune", "name a model")
     reading = ReadReport()
-    if _holds_documents(model_folder):
-        if tune:
-            raise NertoolError(f"{model_folder} holds documents, which have no thresholds to tune", "name a model")
-        gold_documents = Source(source, settings, reading).read_all()
-        predicted_documents = _read_predicted(model_folder, gold_documents, settings)
-        labels = _labels_of(predicted_documents)
-        facts: dict[str, Any] = {"not_representable": None, "classes_unknown_to_the_model": {}}
+    gold_documents = Source(source, settings, reading).read_all()
+    # What may be wrong with what else was given comes out before a model is run for minutes.
+    rival = _open_rival(baseline, baseline_gold, gold_documents, settings)
+    seen = _seen_in_training(model_folder, train, settings)
+    if of_documents:
+        found = _with_labels(_read_predicted(model_folder, gold_documents, settings))
     else:
         if tune:
-            _tune(model_folder, source, settings)
-        gold_documents, predicted_documents, labels, facts = _predict(model_folder, source, settings, reading)
-    pairs = [
-        SectionPair(number, gold.entities, predicted.entities)
-        for number, (gold_document, predicted_document) in enumerate(
-            zip(gold_documents, predicted_documents, strict=True)
-        )
-        for gold, predicted in zip(gold_document.sections, predicted_document.sections, strict=True)
-    ]
-    report = evaluation_report(
-        pairs,
-        labels,
-        scheme=settings.evaluate.scheme,
-        bootstrap_samples=settings.evaluate.bootstrap_samples,
-        bootstrap_seed=settings.evaluate.bootstrap_seed,
+            _tune(model_folder, source, gold_documents, settings)
+        found = _predict(model_folder, gold_documents, settings)
+    pairs = _pairs(gold_documents, found.documents)
+    scheme, samples, seed = (
+        settings.evaluate.scheme,
+        settings.evaluate.bootstrap_samples,
+        settings.evaluate.bootstrap_seed,
     )
+    report = evaluation_report(pairs, found.labels, scheme=scheme, bootstrap_samples=samples, bootstrap_seed=seed)
     report["counts"] |= {
         "documents": len(gold_documents),
         "annotators": dict(Counter(name for document in gold_documents for name in annotators(document))),
         "rejected": len(reading.rejected),
-        **facts,
+        **found.facts,
     }
+    if rival is not None:
+        from nertool.comparison import compare
+
+        scores = score(pairs, found.labels, scheme)
+        facts = {"baseline": str(rival.path), "kind": rival.kind}
+        report["comparison"] = {**facts, "metrics": compare(scores, rival.score(found, scheme), samples, seed)}
+    analysis, errors = _analyse(gold_documents, found, pairs, seen, settings)
+    report |= analysis
     if predictions is not None:
         with new_folder(predictions, "evaluate", force=force) as folder, KazuWriter(folder) as writer:
-            for document in predicted_documents:
+            for document in found.documents:
                 writer.write(document)
             write_rejected(reading, folder / "rejected.jsonl")
-    on_predicted(zip(gold_documents, predicted_documents, strict=True))
     report_reading(reading)
-    return report
+    return Evaluation(report, gold_documents, found.documents, errors)
 
 
-def _tune(model_folder: Path, source: Path, settings: Any) -> None:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Documents with the entities that are to be scored, and what only a model knows of itself and of the gold."""
+
+    documents: "list[Document]"
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    thresholds: dict[str, float] | None = None
+    counts: "NDArray[np.int64] | None" = None
+
+
+def _with_labels(documents: "list[Document]") -> _Found:
+    labels = {one.label for document in documents for section in document.sections for one in section.entities}
+    return _Found(documents, tuple(sorted(labels)), {"not_representable": None, "classes_unknown_to_the_model": {}})
+
+
+@dataclass(frozen=True, slots=True)
+class _Rival:
+    """What the scores are compared with.
+
+    Args:
+        path: Where it is.
+        kind: Other `predictions`, or other `gold`.
+        gold_documents: The gold documents that are scored against.
+        documents: Those of `path`, if it holds documents.
+        settings: The `Settings`.
+    """
+
+    path: Path
+    kind: Literal["predictions", "gold"]
+    gold_documents: "list[Document]"
+    documents: "list[Document] | None"
+    settings: Any
+
+    def score(self, found: _Found, scheme: "Scheme") -> "Scores":
+        """Scores what was found against the other gold, or the other predictions against the gold."""
+        from nertool.metrics import score
+
+        if self.kind == "gold" and self.documents is not None:
+            return score(_pairs(self.documents, found.documents), found.labels, scheme)
+        if self.documents is not None:
+            rival = _with_labels(self.documents)
+        else:
+            rival = _predict(self.path, self.gold_documents, self.settings, curves=False)
+        return score(_pairs(self.gold_documents, rival.documents), rival.labels, scheme)
+
+
+def _open_rival(
+    baseline: Path | None, baseline_gold: Path | None, gold_documents: "list[Document]", settings: Any
+) -> _Rival | None:
+    """Reads what the scores are to be compared with, or makes sure that it is a model."""
+    from nertool.artefacts import read_facts
+    from nertool.errors import NertoolError
+
+    if baseline is not None and baseline_gold is not None:
+        raise NertoolError("--baseline and --baseline-gold are two comparisons", "one at a time")
+    if baseline_gold is not None:
+        others = _read_predicted(baseline_gold, gold_documents, settings)
+        return _Rival(baseline_gold, "gold", gold_documents, others, settings)
+    if baseline is None:
+        return None
+    if _holds_documents(baseline):
+        others = _read_predicted(baseline, gold_documents, settings)
+        return _Rival(baseline, "predictions", gold_documents, others, settings)
+    read_facts(baseline)
+    return _Rival(baseline, "predictions", gold_documents, None, settings)
+
+
+def _analyse(
+    gold_documents: "list[Document]",
+    found: _Found,
+    pairs: "list[SectionPair]",
+    seen: set[tuple[str, str]] | None,
+    settings: Any,
+) -> "tuple[dict[str, Any], list[ErrorItem]]":
+    """Returns what the report tells beyond the scores, and the errors."""
+    from nertool.calibration import calibration
+    from nertool.comparison import compare_gold_sets
+    from nertool.error_analysis import find_errors, summarise_errors
+    from nertool.groups import SectionFacts, group_scores
+    from nertool.metrics import score
+    from nertool.provenance import section_annotators
+    from nertool.thresholds import threshold_curves
+
+    errors = find_errors(pairs)
+    strict = score(pairs, found.labels, "strict")
+    right = dict(zip(strict.classes, strict.counts[..., 0].sum(axis=0).tolist(), strict=True))
+    who = [name for document in gold_documents for name in section_annotators(document)]
+    names = [section.name for document in gold_documents for section in document.sections]
+    reviewed = list(_reviewed_sections(gold_documents, found.documents))
+    own = settings.evaluate
+    analysis = {
+        "errors": summarise_errors(errors, right),
+        "groups": group_scores(pairs, list(map(SectionFacts, names, who)), seen),
+        "gold_sets": compare_gold_sets(reviewed, found.labels, own.scheme, own.bootstrap_samples, own.bootstrap_seed),
+        "calibration": calibration(pairs),
+        "thresholds": found.thresholds,
+        "threshold_curves": None if found.counts is None else threshold_curves(found.counts, found.labels),
+    }
+    return analysis, errors
+
+
+def _tune(model_folder: Path, source: Path, documents: "list[Document]", settings: Any) -> None:
     """Chooses the thresholds of the classes, keeps them in the model, and says what they are."""
-    from nertool.artefacts import change_thresholds
+    from nertool.artefacts import Decisions, change_thresholds, read_facts
     from nertool.console import say
-    from nertool.formats import ReadReport
-    from nertool.inference import load_tagger, prepare, token_logits
-    from nertool.sources import Source
     from nertool.thresholds import tune_thresholds
 
-    tagger = load_tagger(model_folder, settings.predict)
-    documents = Source(source, settings, ReadReport()).read_all()
-    prepared = prepare([section for document in documents for section in document.sections], tagger)
-    logits = token_logits(tagger, prepared)
-    before = tagger.decisions
-    thresholds = tune_thresholds(logits, prepared.tokens, prepared.sections, before)
+    before = Decisions.from_json(read_facts(model_folder))
+    counts = _predict(model_folder, documents, settings).counts
+    thresholds = before.thresholds if counts is None else tune_thresholds(counts, before)
     change_thresholds(model_folder, thresholds, {"documents": str(source), "count": len(documents)})
     pairs = zip(before.scheme.labels, before.thresholds, thresholds, strict=True)
     changed = [f"{label} {old:g} → {new:g}" for label, old, new in pairs if old != new]
     say(f"thresholds: {', '.join(changed) or 'none is better than before'}")
 
 
-def _predict(
-    model_folder: Path, source: Path, settings: Any, reading: "ReadReport"
-) -> "tuple[list[Document], list[Document], tuple[str, ...], dict[str, Any]]":
-    """Returns the gold and the predicted documents, the model's classes, and what only the model knows of the gold."""
+def _predict(model_folder: Path, gold_documents: "list[Document]", settings: Any, *, curves: bool = True) -> _Found:
+    """Predicts the documents; counts what other thresholds would give, if the curves are wanted."""
     from collections import Counter
 
+    import numpy as np
+
     from nertool.console import progress
-    from nertool.inference import load_tagger, predict_documents
+    from nertool.inference import Prepared, load_tagger, predict_documents
     from nertool.representation import represent
-    from nertool.sources import Source
     from nertool.targets import locate, paint
+    from nertool.thresholds import count_at_thresholds
 
     tagger = load_tagger(model_folder, settings.predict)
-    scheme = tagger.decisions.scheme
-    gold_documents = Source(source, settings, reading).read_all()
+    decisions = tagger.decisions
+    scheme = decisions.scheme
+    counts = []
+
+    def count(prepared: Prepared, logits: Any) -> None:
+        counts.append(count_at_thresholds(logits, prepared.tokens, prepared.sections, decisions))
+
     predicted_documents: list[Document] = []
     with progress("predicting", len(gold_documents), "documents") as advance:
-        for chunk in predict_documents(tagger, gold_documents, settings.predict.documents_per_chunk):
+        size = settings.predict.documents_per_chunk
+        for chunk in predict_documents(tagger, gold_documents, size, count if curves else None):
             predicted_documents += chunk
             advance(len(predicted_documents))
     sections = [section for document in gold_documents for section in document.sections]
@@ -212,7 +365,52 @@ def _predict(
         "not_representable": ceiling.to_json(),
         "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in scheme.labels)),
     }
-    return gold_documents, predicted_documents, scheme.labels, facts
+    thresholds = dict(zip(scheme.labels, decisions.thresholds, strict=True))
+    return _Found(predicted_documents, scheme.labels, facts, thresholds, np.sum(counts, axis=0) if curves else None)
+
+
+def _pairs(gold_documents: "Sequence[Document]", predicted_documents: "Sequence[Document]") -> "list[SectionPair]":
+    from nertool.matching import SectionPair
+
+    return [
+        SectionPair(number, gold.entities, predicted.entities)
+        for number, (gold_document, predicted_document) in enumerate(
+            zip(gold_documents, predicted_documents, strict=True)
+        )
+        for gold, predicted in zip(gold_document.sections, predicted_document.sections, strict=True)
+    ]
+
+
+def _reviewed_sections(
+    gold_documents: "Sequence[Document]", predicted_documents: "Sequence[Document]"
+) -> "Iterator[ReviewedSection]":
+    """Yields the sections of which it is known what people were shown, and what they made of it."""
+    from dataclasses import replace
+
+    from nertool.comparison import ReviewedSection
+    from nertool.provenance import makers
+    from nertool.reviews import sent_before_review
+
+    for number, (gold_document, predicted_document) in enumerate(zip(gold_documents, predicted_documents, strict=True)):
+        for gold, predicted in zip(gold_document.sections, predicted_document.sections, strict=True):
+            sent = sent_before_review(gold)
+            if sent is not None:
+                as_sent = replace(gold_document, sections=(replace(gold, entities=sent),))
+                sent_by = " and ".join(sorted(makers(as_sent))) or "not known"
+                yield ReviewedSection(number, sent, gold.entities, predicted.entities, sent_by)
+
+
+def _seen_in_training(model_folder: Path, train: Path | None, settings: Any) -> set[tuple[str, str]] | None:
+    """Returns the mentions of the training documents; `None` if those are not at hand."""
+    from nertool.formats import ReadReport
+    from nertool.groups import training_mentions
+    from nertool.sources import Source
+    from nertool.window_cache import is_cache
+
+    cache = model_folder.resolve().parent / "cache"
+    if train is None and not is_cache(cache):
+        return None
+    return training_mentions(Source(train or cache, settings, ReadReport()).read())
 
 
 def _holds_documents(path: Path) -> bool:
@@ -262,47 +460,3 @@ def _read_predicted(path: Path, gold_documents: "list[Document]", settings: Any)
     if left_out := len(by_id.keys() - {gold.id for gold in gold_documents}):
         say(f"note: {left_out:,} documents of {path} are not among the gold ones, and were left out")
     return predicted
-
-
-def _labels_of(documents: "list[Document]") -> tuple[str, ...]:
-    labels = {one.label for document in documents for section in document.sections for one in section.entities}
-    return tuple(sorted(labels))
-
-
-def show_report(report: dict[str, Any]) -> None:
-    """Shows people the scores as a table."""
-    from rich.table import Table
-
-    from nertool.console import say, show
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    table = Table("class", title=f"scheme: {report['scheme']}", title_justify="left")
-    for name in ("precision", "recall", "F1", "support"):
-        table.add_column(name, justify="right")
-    labels = [key.removesuffix("_support") for key in report if key.endswith("_support") and key != "micro_support"]
-    for label in labels:
-        table.add_row(
-            label,
-            *(number(report.get(f"{label}_{name}")) for name in ("precision", "recall", "f1")),
-            f"{report[f'{label}_support']:,}",
-        )
-    table.add_section()
-    micro = [number(report[f"micro_{name}"]) for name in ("precision", "recall", "f1")]
-    table.add_row("all (micro)", *micro, f"{report['micro_support']:,}")
-    table.add_row("mean of the classes", "", "", number(report["mean_f1"]), "")
-    show(table)
-    for name, interval in report["confidence_intervals"].items():
-        if interval:
-            say(f"{name}: {report[name]:.3f}, 95 % interval {interval['low']:.3f}–{interval['high']:.3f}")
-    others = [
-        f"{name}: micro F1 {number(scores['micro_f1'])}, mean F1 {number(scores['mean_f1'])}"
-        for name, scores in report["schemes"].items()
-        if name != report["scheme"]
-    ]
-    say("; ".join(others))
-    if llms := [name for name in report["counts"]["annotators"] if name.startswith("the LLM ")]:
-        say(f"note: the gold annotations are from {', '.join(llms)}; the scores say how well the model agrees with it")
-    for label, count in report["counts"]["classes_unknown_to_the_model"].items():
-        say(f"note: the model does not know the class {label!r} ({count:,} entities, counted as missed)")

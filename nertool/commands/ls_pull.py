@@ -62,7 +62,8 @@ def run_pull(output: Path, settings: "Settings", *, only_reviewed: bool = False,
     from nertool.files import check_output, write_json
     from nertool.formats.output import is_document_file, new_documents
     from nertool.labelling_projects import existing_project
-    from nertool.reviews import REVIEWED, describe, reviewed_documents
+    from nertool.provenance import REVIEWED
+    from nertool.reviews import describe, reviewed_documents
 
     check_output(output, force=force, as_file=is_document_file(output))
     with connect(settings) as server:
