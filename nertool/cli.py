@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from nertool import __version__
-from nertool.commands import annotate, cache, convert, demo, distill, evaluate, export, ls_sync, predict, split, train
+from nertool.commands import (
+    annotate,
+    audit,
+    cache,
+    convert,
+    demo,
+    distill,
+    evaluate,
+    export,
+    ls_sync,
+    predict,
+    split,
+    train,
+)
 
 app = typer.Typer(
     name="nertool",
@@ -37,7 +50,7 @@ def _main(
 
 for _command in (
     demo.demo, convert.convert, annotate.annotate, split.split, cache.cache, train.train, evaluate.evaluate,
-    distill.distill, export.export, predict.predict,
+    audit.audit, distill.distill, export.export, predict.predict,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(ls_sync.ls_sync)

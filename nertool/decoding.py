@@ -33,6 +33,49 @@ class DecodedSpans:
     score: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of a batch of sections, with what the model says of them.
+
+    Args:
+        logits: Mean logit of the word's tokens for each class, `(words, labels)` float32; very low for words of white
+            space alone.
+        starts: First character of each word in its section, `(words,)` int64.
+        ends: One past its last character, `(words,)` int64; equal to the start for words of white space alone.
+        sections: Index of its section, `(words,)` int64.
+        firsts: Its first token, `(words,)` int64.
+    """
+
+    logits: Floats
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    sections: npt.NDArray[np.int64]
+    firsts: npt.NDArray[np.int64]
+
+
+def words_of(logits: Floats, tokens: Tokens) -> Words:
+    """Puts tokens together to words; a word's logit is the mean of its tokens'.
+
+    Args:
+        logits: `(tokens, labels)` float32.
+        tokens: The tokens, at least one.
+    """
+    firsts = np.flatnonzero(tokens.word_starts)
+    # Tokens of white space alone (line breaks, to byte-level tokenizers) have no say in the word before them.
+    solid = (tokens.ends > tokens.starts)[:, None]
+    sizes = np.add.reduceat(solid, firsts, axis=0, dtype=np.int64)
+    means = np.add.reduceat(logits * solid, firsts, axis=0) / np.maximum(sizes, 1)
+    ends = np.maximum.reduceat(np.where(solid[:, 0], tokens.ends, 0), firsts).astype(np.int64)
+    starts = tokens.starts[firsts].astype(np.int64)
+    return Words(
+        np.where(sizes > 0, means, _NEVER),
+        starts,
+        np.where(sizes[:, 0] > 0, ends, starts),
+        np.searchsorted(tokens.section_bounds, firsts, side="right") - 1,
+        firsts,
+    )
+
+
 def decode(
     logits: Floats, tokens: Tokens, scheme: LabelScheme, thresholds: Sequence[float], switch_cost: float
 ) -> DecodedSpans:
@@ -58,17 +101,10 @@ def decode(
     if not len(tokens.ids):
         nothing = np.zeros(0, np.int64)
         return DecodedSpans(nothing, nothing, nothing, nothing, np.zeros(0))
-    firsts = np.flatnonzero(tokens.word_starts)
-    # Tokens of white space alone (line breaks, to byte-level tokenizers) have no say in the word before them.
-    solid = (tokens.ends > tokens.starts)[:, None]
-    sizes = np.add.reduceat(solid, firsts, axis=0, dtype=np.int64)
-    words = np.add.reduceat(logits[:, :count] * solid, firsts, axis=0) / np.maximum(sizes, 1)
-    words = np.where(sizes > 0, words, _NEVER)
-    starts = tokens.starts[firsts].astype(np.int64)
-    ends = np.maximum.reduceat(np.where(solid[:, 0], tokens.ends, 0), firsts).astype(np.int64)
-    sections = np.searchsorted(tokens.section_bounds, firsts, side="right") - 1
+    found = words_of(logits[:, :count], tokens)
+    words, starts, ends, sections, firsts = found.logits, found.starts, found.ends, found.sections, found.firsts
     new_section = np.append(True, sections[1:] != sections[:-1])
-    after_space = new_section | np.append(True, (starts[1:] > ends[:-1]) | (sizes[:-1, 0] == 0))
+    after_space = new_section | np.append(True, (starts[1:] > ends[:-1]) | (ends[:-1] == starts[:-1]))
     cut = np.log(np.divide(thresholds, np.subtract(1.0, thresholds)))
     inside = _best_sequences((words - cut).astype(np.float32), after_space, switch_cost)
     fresh = new_section[:, None]  # nothing continues across sections

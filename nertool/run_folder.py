@@ -12,14 +12,20 @@ from nertool.tracking import METRICS_FILE
 RUN_FILE = "run.json"
 SETTINGS_FILE = "settings.json"
 REPORT_FILE = "report.json"
+AUDIT_FILE = "audit.json"
 SPOOL_FOLDER = "label_studio"  # what is to be shown there and isn't yet
 _OWN_FILES = [RUN_FILE, SETTINGS_FILE, METRICS_FILE, REPORT_FILE, "rejected.jsonl", f".{SPOOL_FOLDER}.lock"]
 _OWN_TREES = [
     "model/", ".model.old/", ".model.partial/", "checkpoints/", "cache/", ".cache.partial/", "tensorboard/",
     f"{SPOOL_FOLDER}/", "unlabelled/", ".unlabelled.partial/", "logits/",
 ]  # fmt: skip
+_AUDIT_FILES = [
+    AUDIT_FILE, "suspects.jsonl", "queue.txt", "corrected.jsonl", ".corrected.jsonl.partial", "rejected.jsonl", "work/",
+]  # fmt: skip
+_WHAT_HAS = {"teacher": "the teacher has", "judge": "the judging model has", "documents": "the documents have"}
 # The settings that decide on the result: these parts, but for what changes only where and how often.
 _PARTS = {
+    "audit": ("data", "windows", "model", "train", "audit"),
     "train": ("data", "windows", "model", "train", "evaluate"),
     "distill": ("data", "windows", "model", "train", "distill", "evaluate"),
 }
@@ -78,7 +84,7 @@ def open_run(
     Raises:
         NertoolError: If another run, or something that isn't nertool's, is there.
     """
-    fingerprint = {"command": command, "settings": _settings_that_matter(settings, command), "data": data}
+    fingerprint = _fingerprint(command, settings, data)
     check_run_folder(run, resume=resume, force=force)
     if force and run.is_dir():
         remove_own(run)
@@ -91,6 +97,35 @@ def open_run(
     write_json(run / SETTINGS_FILE, settings.model_dump(mode="json"))
     write_json(run / RUN_FILE, {"nertool_version": __version__, "finished": False, **fingerprint})
     return False
+
+
+def is_finished_audit(output: Path, settings: Settings, data: dict[str, str], *, force: bool) -> bool:
+    """Says whether a finished audit of the same settings and data is there.
+
+    Args:
+        output: The folder.
+        settings: The resolved settings.
+        data: What was read: name → digest.
+        force: Whether an older audit is going to be removed.
+
+    Raises:
+        NertoolError: If another audit, or something that isn't nertool's, is there.
+    """
+    if (output / AUDIT_FILE).is_file() and not force:
+        return _may_go_on(output, read_json(output / AUDIT_FILE), _fingerprint("audit", settings, data))
+    check_output(output, force=force)
+    return False
+
+
+def open_audit(output: Path, settings: Settings, data: dict[str, str], *, force: bool) -> None:
+    """Makes the folder of an audit, after `is_finished_audit`; one that was begun stays as it is."""
+    if force and output.is_dir() and any(output.iterdir()):
+        remove_own(output)
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / AUDIT_FILE).is_file():
+        fingerprint = _fingerprint("audit", settings, data)
+        write_json(output / AUDIT_FILE, {"nertool_version": __version__, "finished": False, **fingerprint})
+    write_json(output / MANIFEST_NAME, {"command": "audit", "files": _AUDIT_FILES})
 
 
 def _write_manifest(run: Path) -> None:
@@ -128,15 +163,19 @@ def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) ->
         if known["settings"][part].get(key) != value
     ]
     different += [
-        f"the {name}{'' if name == 'teacher' else ' documents'} {'has' if name == 'teacher' else 'have'} changed"
+        f"{_WHAT_HAS.get(name, f'the {name} documents have')} changed"
         for name in sorted({*known["data"], *fingerprint["data"]})
         if known["data"].get(name) != fingerprint["data"].get(name)
     ]
     if different:
         raise NertoolError(
-            f"can't resume {run}: {'; '.join(different)}", "use the old settings and data, --force, or another --output"
+            f"can't resume {run}: {'; '.join(different)}", "use the old settings and data, --force, or another output"
         )
     return bool(known["finished"])
+
+
+def _fingerprint(command: str, settings: Settings, data: dict[str, str]) -> dict[str, Any]:
+    return {"command": command, "settings": _settings_that_matter(settings, command), "data": data}
 
 
 def _settings_that_matter(settings: Settings, command: str) -> dict[str, dict[str, Any]]:

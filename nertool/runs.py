@@ -334,17 +334,24 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
     return summary
 
 
-def labelled_task(cache: WindowCache, model: NerModel) -> Task:
-    """Returns the task of learning the entities of a cache's documents."""
+def labelled_task(cache: WindowCache, model: NerModel, windows: npt.NDArray[np.int64] | None = None) -> Task:
+    """Returns the task of learning the entities of a cache's documents.
+
+    Args:
+        cache: The cache.
+        model: Learns them.
+        windows: Indices of the windows to learn from, `(n,)`; all, if none are given.
+    """
     columns = channel_columns(cache, model)
+    chosen = np.arange(len(cache.windows)) if windows is None else windows
     return Task(
         network=model.network,
-        lengths=cache.windows["length"].astype(np.int64) + model.tokenizer.special_tokens,
-        owned=cache.windows["owned_length"].astype(np.int64),
-        load_batch=lambda indices: training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels),
+        lengths=cache.windows["length"][chosen].astype(np.int64) + model.tokenizer.special_tokens,
+        owned=cache.windows["owned_length"][chosen].astype(np.int64),
+        load_batch=lambda rows: training_batch(cache, chosen[rows], model.tokenizer, columns, model.scheme.channels),
         loss=binary_cross_entropy,
         begin=lambda: set_prior_bias(model, cache, columns),
-        documents_of=lambda windows: documents_of_windows(cache, windows, model.tokenizer),
+        documents_of=lambda rows: documents_of_windows(cache, chosen[rows], model.tokenizer),
     )
 
 

@@ -144,6 +144,22 @@ class TrainSettings(_Part):
     tensorboard: bool = Field(True, description="Write TensorBoard files.")
 
 
+class AuditSettings(_Part):
+    """Looking for wrong annotations; what the models learn is in `model` and `train`."""
+
+    folds: int = Field(
+        5, ge=2, description="Into how many parts the documents are divided; each is judged by a model of the others."
+    )
+    epochs: int = Field(
+        3, ge=1,
+        description="Passes over the windows for each of these models, instead of `train.epochs`: models that learn "
+        "longer learn the mistakes, too.",
+    )  # fmt: skip
+    min_score: Fraction = Field(
+        0.75, description="From this score on, what is suspect is put right in `corrected.jsonl`."
+    )
+
+
 class DistillSettings(_Part):
     """Making a small model of a big one; how long and how fast it learns is in `train`."""
 
@@ -359,6 +375,7 @@ class Settings(BaseSettings):
     windows: WindowSettings = WindowSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    audit: AuditSettings = AuditSettings()
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()
