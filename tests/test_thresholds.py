@@ -81,6 +81,19 @@ def test_tuned_thresholds_are_kept_in_the_model_and_used(tmp_path: Path) -> None
     assert kept["tuned"]["count"] == 16
     again = json.loads(succeed("evaluate", "run/model", "eval", "--json").stdout)
     assert again["micro_f1"] == after["micro_f1"]
+    assert after["thresholds"] == kept["thresholds"]
+    for label, threshold in kept["thresholds"].items():  # the curve goes through what the model does
+        here = [point for point in after["threshold_curves"][label] if point["threshold"] == threshold]
+        assert [(point["precision"], point["recall"], point["f1"]) for point in here] == [
+            (after[f"{label}_precision"], after[f"{label}_recall"], after[f"{label}_f1"])
+        ] * len(here)
+    assert sum(one["count"] for one in after["calibration"]["bins"]) == after["counts"]["predicted_entities"]
+    given = json.loads(succeed("evaluate", "run/model", "eval", "--train", "train", "--json").stdout)
+    assert after["groups"]["seen in training"] == given["groups"]["seen in training"]  # the run's cache
+    chunks = ("--set", "predict.documents_per_chunk=3")
+    compared = json.loads(succeed("evaluate", "run/model", "eval", "--baseline", "run/model", "--json", *chunks).stdout)
+    assert compared["threshold_curves"] == after["threshold_curves"]
+    assert {(one["difference"], one["p_value"]) for one in compared["comparison"]["metrics"].values()} == {(0.0, 1.0)}
     assert "no thresholds to tune" in refuse("evaluate", "train", "train", "--tune-thresholds")
 
 
