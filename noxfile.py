@@ -92,7 +92,7 @@ def label_studio(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measurements; each tells what it wants.
 
-    `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `distilling`, `sizes`, `gpu`, `bulk`.
+    `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `audit`, `distilling`, `sizes`, `gpu`, `bulk`.
     """
     if not session.posargs:
         session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")
@@ -100,6 +100,9 @@ def bench(session: nox.Session) -> None:
     if name == "grounding":
         session.install("kazu==2.4.0", "tensorboard", "torch<2.14")
         arguments += ["--kazu", str(Path(session.bin) / "python")]
+    if name == "audit":
+        session.install("cleanlab==2.9.0")
+        arguments += ["--cleanlab", str(Path(session.bin) / "python")]
     session.run(HERE, "-m", f"tests.bench.{name}", *arguments, external=True)
 
 

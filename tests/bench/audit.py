@@ -1,0 +1,457 @@
+"""How well wrong annotations are found, and what a training gains by it: BioRED with a known share of errors.
+
+    nox -s bench -- audit TRAIN.PubTator TEST.PubTator FOLDER [--share 0.1] [--noise-seed 1] [--seeds 3] [--epochs 3]
+
+A quarter of the errors each: entities that are dropped, invented (at random words), of another class, and with a border
+shifted by a word. Ranked by the audit, by parts of it, by cleanlab's token scores from the same probabilities, and at
+random. Then models are trained on the clean, the noisy, and the corrected documents, and with the suspect words left out
+of the loss, and scored on TEST. What is in FOLDER isn't computed again, so the command can be interrupted.
+"""
+
+import argparse
+import json
+import random
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from nertool.auditing import CrossFit, plan, suspects_of
+from nertool.batches import training_batch
+from nertool.cache_building import build_cache, scan
+from nertool.checkpoints import Progress
+from nertool.decoding import words_of
+from nertool.devices import choose_precision, keep_freed_memory, seed_everything
+from nertool.documents import Span
+from nertool.formats.pubtator import read_pubtator
+from nertool.labels import make_scheme
+from nertool.mention_counts import count_mentions, lexicon_of
+from nertool.model import load_tokenizer, new_model
+from nertool.runs import channel_columns, evaluate_split, labelled_task, prepare_eval
+from nertool.settings import ModelSettings, Settings, TrainSettings
+from nertool.suspects import corrected, suspect_from_json, suspect_to_json
+from nertool.training import BatchPlan, fit, make_optimizer, make_scaler
+
+KINDS = ("dropped", "invented", "wrong class", "shifted")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Error:
+    """One error: its kind, where it is, the entity that stands there now (none if dropped) and that was there."""
+
+    kind: str
+    document: str
+    section: int
+    now: tuple[str, int, int] | None
+    was: tuple[str, int, int] | None
+
+
+def corrupt(documents, share, seed):
+    """Returns the documents with errors, and the errors."""
+    chance = random.Random(seed)
+    places = [
+        (d, s, e)
+        for d, document in enumerate(documents)
+        for s, section in enumerate(document.sections)
+        for e, entity in enumerate(section.entities)
+        if len(entity.spans) == 1
+    ]
+    labels = [documents[d].sections[s].entities[e].label for d, s, e in places]
+    chosen = chance.sample(range(len(places)), round(len(places) * share))
+    kind_of = {places[i]: KINDS[k % 4] for k, i in enumerate(chosen)}
+    noisy, errors = [], []
+    for d, document in enumerate(documents):
+        sections = []
+        for s, section in enumerate(document.sections):
+            words = [(m.start(), m.end()) for m in re.finditer(r"\w+(?:[-./]\w+)*", section.text)]
+            taken = {(entity.start, entity.end) for entity in section.entities}
+            entities = []
+            for e, entity in enumerate(section.entities):
+                kind = kind_of.get((d, s, e))
+                here = (entity.label, entity.start, entity.end)
+                now, was = None, here
+                if kind == "wrong class":
+                    now = (chance.choice(sorted(set(labels) - {entity.label})), entity.start, entity.end)
+                elif kind == "shifted":
+                    options = [span for span in shifts(entity, words) if span not in taken]
+                    if not options:
+                        kind = None
+                    else:
+                        now = (entity.label, *chance.choice(options))
+                elif kind == "invented":
+                    entities.append(entity)
+                    now, was = invent(chance, words, taken, labels), None
+                    taken.add(now[1:])
+                if kind is None:
+                    entities.append(entity)
+                    continue
+                errors.append(Error(kind, document.id, s, now, was))
+                if now:
+                    label, start, end = now
+                    text = section.text[start:end]
+                    entities.append(replace(entity, label=label, spans=(Span(start, end),), match=text))
+            entities.sort(key=lambda one: (one.start, one.end, one.label))
+            sections.append(replace(section, entities=tuple(entities)))
+        noisy.append(replace(document, sections=tuple(sections)))
+    return noisy, errors
+
+
+def shifts(entity, words):
+    """Yields the spans with a word more or less on one side."""
+    inside = [word for word in words if word[0] >= entity.start and word[1] <= entity.end]
+    if len(inside) > 1:
+        yield inside[1][0], entity.end
+        yield entity.start, inside[-2][1]
+    if before := [word for word in words if word[1] <= entity.start]:
+        yield before[-1][0], entity.end
+    if after := [word for word in words if word[0] >= entity.end]:
+        yield entity.start, after[0][1]
+
+
+def invent(chance, words, taken, labels):
+    """Returns an entity of one to three random words that overlaps no other."""
+    while True:
+        first, count = chance.randrange(len(words)), chance.choice([1, 1, 2, 3])
+        start, end = words[first][0], words[min(first + count, len(words)) - 1][1]
+        if end - start > 2 and all(end <= a or start >= b for a, b in taken):
+            return chance.choice(labels), start, end
+
+
+def judge(folder, noisy, settings):
+    """Returns the suspects, and for each document the words and what the model of the other folds says of them."""
+    kept = folder / "judged.json"
+    if kept.exists():
+        found = json.loads(kept.read_text())
+        return [suspect_from_json(one) for one in found["suspects"]], found["words"], found["seconds"]
+    begun = time.monotonic(), time.process_time()
+    tokenizer = load_tokenizer(settings.model.name)
+    scanned = scan(noisy)
+    scheme = make_scheme(scanned.labels)
+    cache = build_cache(folder / "cache", lambda: noisy, tokenizer, settings.windows)
+    fit_of = CrossFit(folder / "folds", lambda: iter(noisy), plan(lambda: iter(noisy), settings), cache, scanned,
+                      scheme, settings)  # fmt: skip
+    (folder / "folds").mkdir(exist_ok=True)
+    lexicon = lexicon_of(noisy)
+    counts = count_mentions(noisy, lexicon)
+    suspects, words = [], {}
+    for fold in range(settings.audit.folds):
+        part = folder / f"fold-{fold}.json"
+        if not part.exists():
+            found, said = [], {}
+            for judged in fit_of.judge_fold(fold):
+                found += map(suspect_to_json, suspects_of(judged, counts, lexicon))
+                of = words_of(judged.logits, judged.prepared.tokens)
+                number = 0
+                for document in judged.documents:
+                    said[document.id] = []
+                    for _ in document.sections:
+                        rows = of.sections == number
+                        number += 1
+                        said[document.id].append(
+                            {"starts": of.starts[rows].tolist(), "ends": of.ends[rows].tolist(),
+                             "logits": np.round(of.logits[rows].astype(float), 3).tolist()}
+                        )  # fmt: skip
+            part.write_text(json.dumps({"suspects": found, "words": said}))
+        known = json.loads(part.read_text())
+        suspects += known["suspects"]
+        words |= known["words"]
+    seconds = [round(time.monotonic() - begun[0]), round(time.process_time() - begun[1])]
+    kept.write_text(json.dumps({"suspects": suspects, "words": words, "seconds": seconds}))
+    return [suspect_from_json(one) for one in suspects], words, seconds
+
+
+def hits_of_entities(ranked, errors):
+    """Returns for each suspect the number of the error that it names, or None; each error counts once."""
+    standing = {(one.document, one.section, *one.now): i for i, one in enumerate(errors) if one.now}
+    dropped = defaultdict(list)
+    for i, one in enumerate(errors):
+        if one.kind == "dropped":
+            dropped[one.document, one.section, one.was[0]].append((i, *one.was[1:]))
+    found, hits = set(), []
+    for suspect in ranked:
+        hit = None
+        if suspect.entity:
+            key = (suspect.document, suspect.section, suspect.entity.label, *suspect.entity.spans[0])
+            hit = standing.get(key)
+        else:
+            start, end = suspect.suggestion.span
+            for i, a, b in dropped[suspect.document, suspect.section, suspect.suggestion.label]:
+                if start < b and a < end and i not in found:
+                    hit = i
+        hits.append(None if hit in found else hit)
+        found.add(hit)
+    return hits
+
+
+def hits_of_words(ranked, errors):
+    """The same for words: any of which the error changed the class; further words of one error don't count at all."""
+    at = defaultdict(list)
+    for i, one in enumerate(errors):
+        spans = [set(range(*place[1:])) if place else set() for place in (one.now, one.was)]
+        changed = spans[0] | spans[1] if one.kind == "wrong class" else spans[0] ^ spans[1]
+        for character in changed:
+            at[one.document, one.section, character].append(i)
+    found, hits = set(), []
+    for item in ranked:
+        named = {i for document, section, start, end in item for c in range(start, end)
+                 for i in at.get((document, section, c), ())}  # fmt: skip
+        if named and named <= found:
+            continue
+        new = named - found
+        hits.append(min(new) if new else None)
+        found |= {min(new)} if new else set()
+    return hits
+
+
+def figures(hits, errors):
+    """Returns average precision, precision at the number of errors, and the share of each kind found by then."""
+    right = np.array([hit is not None for hit in hits])
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    count = len(errors)
+    early = {hit for hit in hits[:count] if hit is not None}
+    return {
+        "average_precision": float((precision * right).sum() / count),
+        "precision_at_errors": float(right[:count].sum() / count),
+        "found_by_then": {
+            kind: len({i for i in early if errors[i].kind == kind}) / sum(one.kind == kind for one in errors)
+            for kind in KINDS
+        },
+        "average_precision_of_kind": {kind: average_precision_of(hits, errors, kind) for kind in KINDS},
+    }
+
+
+def average_precision_of(hits, errors, kind):
+    """Returns the average precision for one kind; errors of other kinds are passed over."""
+    wanted = {i for i, one in enumerate(errors) if one.kind == kind}
+    kept = [hit for hit in hits if hit is None or hit in wanted]
+    right = np.array([hit is not None for hit in kept])
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    return float((precision * right).sum() / len(wanted))
+
+
+def cleanlab_rankings(noisy, words, labels, python):
+    """Returns words, and runs of words with one given and one likely class, ranked by cleanlab's scores.
+
+    One class per token is what it knows: outside, or the first of the entities there. Probabilities are those of
+    the channels, and of none of them, made to add up to 1.
+    """
+    given, likely, probabilities, places, bounds = [], [], [], [], [0]
+    for document in noisy:
+        for number, (section, said) in enumerate(zip(document.sections, words[document.id], strict=True)):
+            classes = np.zeros(len(said["starts"]), np.int64)
+            starts, ends = np.array(said["starts"], np.int64), np.array(said["ends"], np.int64)
+            for entity in reversed(section.entities):
+                classes[(starts < entity.end) & (ends > entity.start)] = 1 + labels.index(entity.label)
+            p = 1 / (1 + np.exp(-np.array(said["logits"], np.float64).reshape(-1, len(labels)).clip(-30, 30)))
+            p = np.concatenate([(1 - p).prod(axis=1, keepdims=True), p], axis=1)
+            probabilities.append(p / p.sum(axis=1, keepdims=True))
+            given.append(classes)
+            likely.append(probabilities[-1].argmax(axis=1))
+            places += [(document.id, number, a, b) for a, b in zip(said["starts"], said["ends"], strict=True)]
+            bounds.append(len(places))
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/in.npz", labels=np.concatenate(given), probabilities=np.concatenate(probabilities),
+                 bounds=bounds)  # fmt: skip
+        side = Path(__file__).with_name("cleanlab_side.py")
+        subprocess.run([python, side, f"{folder}/in.npz", f"{folder}/out.npy"], check=True)
+        scores = np.load(f"{folder}/out.npy")
+    order = np.argsort(scores, kind="stable")
+    by_word = [[places[i]] for i in order if places[i][2] < places[i][3]]
+    runs, worst = [], []
+    classes, guesses = np.concatenate(given), np.concatenate(likely)
+    for i, place in enumerate(places):
+        same = runs and runs[-1][-1][:2] == place[:2] and (classes[i], guesses[i]) == (classes[i - 1], guesses[i - 1])
+        if same:
+            runs[-1].append(place)
+            worst[-1] = min(worst[-1], scores[i])
+        else:
+            runs.append([place])
+            worst.append(scores[i])
+    return by_word, [runs[i] for i in np.argsort(worst, kind="stable")]
+
+
+def train(variant, seed, documents, suspects, test, labels, epochs, folder):
+    """Trains a model and returns its strict scores on the test documents; nothing is chosen by them."""
+    keep_freed_memory()
+    settings = Settings(model=ModelSettings(name="minilm"), train=TrainSettings(epochs=epochs, seed=seed))
+    seed_everything(seed)
+    model = new_model(settings.model, settings.windows, make_scheme(labels))
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        cache = build_cache(Path(place) / "cache", lambda: documents, model.tokenizer, settings.windows)
+        precision = choose_precision("auto", CPU)
+        network = model.to(CPU)
+        task = labelled_task(cache, model)
+        task.begin()
+        load, loss = task.load_batch, task.loss
+        if variant == "left out":
+            load, loss = leaving_out(cache, documents, suspects, model)
+        batches = BatchPlan(task.lengths, task.owned, settings.train, settings.train.tokens_per_batch)
+        begun = time.process_time()
+        for _ in fit(
+            network, make_optimizer(network, settings.train), make_scaler(CPU, precision), batches, load, loss,
+            settings.train, Progress(), CPU, precision,
+        ):  # fmt: skip
+            pass
+        tagger = model.tagger(CPU, precision)
+        scores = evaluate_split(tagger, prepare_eval(test, tagger), settings)
+    names = ("micro_f1", "mean_f1", "micro_precision", "micro_recall")
+    return {"variant": variant, "seed": seed, "epochs": epochs, **{name: scores[name] for name in names},
+            "cpu_seconds": round(time.process_time() - begun)}  # fmt: skip
+
+
+def leaving_out(cache, documents, suspects, model):
+    """Returns a loader and a loss without what is said of suspect words, for the classes that are in doubt."""
+    weights = np.ones((len(cache.tokens), model.scheme.channels), np.float32)
+    doubts = defaultdict(list)
+    for one in suspects:
+        for label, span in [*([(one.entity.label, one.entity.spans[0])] if one.entity else []),
+                            *([(one.suggestion.label, one.suggestion.span)] if one.suggestion else [])]:  # fmt: skip
+            doubts[one.document].append((one.section, model.scheme.labels.index(label), *span))
+    base = 0
+    for document in documents:
+        tokens = model.tokenizer.tokenize([section.text for section in document.sections])
+        for section, channel, start, end in doubts[document.id]:
+            first, last = tokens.section_bounds[section : section + 2]
+            inside = (tokens.starts[first:last] < end) & (tokens.ends[first:last] > start)
+            weights[base + first : base + last, channel][inside] = 0
+        base += len(tokens.ids)
+    columns, before = channel_columns(cache, model), len(model.tokenizer.prefix)
+    of_batch = []
+
+    def load(indices):
+        batch = training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels)
+        weight = torch.ones_like(batch.targets)
+        for row, window in enumerate(cache.windows[indices]):
+            start, length = int(window["start"]), int(window["length"])
+            weight[row, before : before + length] = torch.from_numpy(weights[start : start + length])
+        of_batch[:] = [weight]
+        return batch
+
+    def loss(logits, batch):
+        losses = binary_cross_entropy_with_logits(logits.float(), batch.targets, reduction="none") * of_batch[0]
+        return (losses.sum(dim=-1) * batch.loss_mask).sum()
+
+    return load, loss
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--noise-seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--variants", nargs="*", default=["clean", "noisy", "corrected", "left out"])
+    parser.add_argument("--cleanlab", help="A Python that has cleanlab.")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    clean, test = (
+        [record.document for record in read_pubtator(path) if record.document]
+        for path in (arguments.train, arguments.test)
+    )
+    settings = Settings(model=ModelSettings(name="minilm"), train=TrainSettings(tensorboard=False))
+    labels = scan(clean).labels
+    noisy, errors = corrupt(clean, arguments.share, arguments.noise_seed)
+    kinds = Counter(one.kind for one in errors)
+    print(f"{labels.total():,} entities, {len(errors):,} errors: {dict(kinds)}", flush=True)
+    suspects, words, seconds = judge(arguments.folder, noisy, settings)
+    print(f"audited in {seconds[0]:,} s, {seconds[1]:,} CPU-seconds\n")
+    print(ranking_table(suspects, words, noisy, errors, sorted(labels), arguments.cleanlab), flush=True)
+    by_score = [[0.0, 0.5], [0.5, 0.75], [0.75, 0.9], [0.9, 1.0]]
+    right = {id(one) for one, hit in zip(suspects, hits_of_entities(suspects, errors), strict=True) if hit is not None}
+    for low, high in by_score:
+        inside = [one for one in suspects if low <= one.score < high]
+        share = statistics.mean(id(one) in right for one in inside) if inside else 0.0
+        print(f"score {low:g}–{high:g}: {len(inside):,} suspects, {share:.2f} of them right")
+    clear = [one for one in suspects if one.score >= settings.audit.min_score]
+    by_document = defaultdict(list)
+    for one in clear:
+        by_document[one.document].append(one)
+    versions = {
+        "clean": clean,
+        "noisy": noisy,
+        "corrected": [corrected(document, by_document[document.id]) for document in noisy],
+        "left out": noisy,
+    }
+    kept = arguments.folder / "trained.jsonl"
+    results = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {(one["variant"], one["seed"], one["epochs"]) for one in results}
+    for seed in range(1, arguments.seeds + 1):
+        for variant in arguments.variants:
+            if (variant, seed, arguments.epochs) not in done:
+                documents = versions[variant]
+                result = train(variant, seed, documents, clear, test, labels, arguments.epochs, arguments.folder)
+                with kept.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                results.append(result)
+                print(f"{variant}, seed {seed}: {result['micro_f1']:.4f}", flush=True)
+    print("\n" + training_table(results, arguments.epochs))
+
+
+def ranking_table(suspects, words, noisy, errors, labels, cleanlab):
+    """Returns the rankings side by side."""
+    ranked = sorted(suspects, key=lambda one: -one.log_odds)
+    rows = {
+        "nertool audit": hits_of_entities(ranked, errors),
+        "only the model": hits_of_entities(sorted(suspects, key=lambda one: -one.model), errors),
+        "only other occurrences": hits_of_entities(sorted(suspects, key=lambda one: one.model - one.log_odds), errors),
+    }
+    if cleanlab:
+        by_word, runs = cleanlab_rankings(noisy, words, labels, cleanlab)
+        rows["cleanlab's tokens"] = hits_of_words(by_word, errors)
+        rows["cleanlab's tokens, as runs"] = hits_of_words(runs, errors)
+    every = [
+        [(document.id, number, entity.start, entity.end)]
+        for document in noisy
+        for number, section in enumerate(document.sections)
+        for entity in section.entities
+    ]
+    random.Random(0).shuffle(every)
+    rows["entities at random"] = hits_of_words(every, errors)
+    lines = [
+        f"| ranking | average precision | precision at {len(errors):,} | "
+        + " | ".join(f"{kind}: AP, found by then" for kind in KINDS) + " |",
+        "|---" * (3 + len(KINDS)) + "|",
+    ]  # fmt: skip
+    for name, hits in rows.items():
+        one = figures(hits, errors)
+        kinds = " | ".join(
+            f"{one['average_precision_of_kind'][kind]:.2f}, {one['found_by_then'][kind]:.0%}" for kind in KINDS
+        )
+        lines.append(f"| {name} | {one['average_precision']:.3f} | {one['precision_at_errors']:.3f} | {kinds} |")
+    return "\n".join(lines)
+
+
+def training_table(results, epochs):
+    """Returns the mean and the spread of each variant, and how much of what noise costs is won back."""
+    by_variant = defaultdict(list)
+    for one in results:
+        if one["epochs"] == epochs:
+            by_variant[one["variant"]].append(one)
+    means = {name: statistics.mean(one["micro_f1"] for one in rows) for name, rows in by_variant.items()}
+    lines = ["| documents | seeds | micro F1 | lowest to highest | mean F1 | won back |", "|---|---|---|---|---|---|"]
+    for name, rows in by_variant.items():
+        micro = [one["micro_f1"] for one in rows]
+        back = ""
+        if {"clean", "noisy"} <= means.keys() and name not in ("clean", "noisy"):
+            back = f"{(means[name] - means['noisy']) / (means['clean'] - means['noisy']):.0%}"
+        lines.append(
+            f"| {name} | {len(rows)} | {means[name]:.4f} | {min(micro):.4f}–{max(micro):.4f} "
+            f"| {statistics.mean(one['mean_f1'] for one in rows):.4f} | {back} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
