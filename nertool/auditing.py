@@ -10,7 +10,7 @@ Source: Northcutt, Jiang & Chuang (2021), Confident learning, section 3 (out-of-
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -92,6 +92,7 @@ class CrossFit:
         read: Reads all documents, always in the same order.
         fold_of: Document id → fold.
         cache: Of all documents.
+        fold_of_window: The fold of each of its windows, `(windows,)`.
         scanned: What a first pass over them told.
         scheme: The classes.
         settings: All settings.
@@ -101,6 +102,7 @@ class CrossFit:
     read: Read
     fold_of: dict[str, int]
     cache: WindowCache
+    fold_of_window: npt.NDArray[np.int64]
     scanned: Scan
     scheme: LabelScheme
     settings: Settings
@@ -121,12 +123,12 @@ class CrossFit:
         settings = _settings_of_a_fold(self.settings)
         seed_everything(settings.train.seed)
         model = new_model(settings.model, settings.windows, self.scheme)
-        mine = np.array([self.fold_of[document.id] != fold for document in self.read()])
-        windows = np.flatnonzero(mine[document_of_windows(self.cache, self.read(), model.tokenizer)])
+        windows = np.flatnonzero(self.fold_of_window != fold)
         digests = {"documents": self.scanned.digest, "fold": f"{fold + 1} of {settings.audit.folds}"}
         if not open_run(run, settings, digests, resume=True, force=False):
+            total = self.scanned.labels.total()
             facts = {
-                "train": {"documents": int(mine.sum()), "entities": self.scanned.labels.total()},
+                "train": {"documents": len(self.fold_of) - len(documents), "entities": total - _entities(documents)},
                 "eval": {"documents": len(documents), "entities": _entities(documents)},
                 "annotators": list(self.scanned.annotators),
             }
@@ -235,18 +237,23 @@ def _place(one: Suspect) -> tuple[int, int]:
     return one.suggestion.span if one.suggestion else (0, 0)
 
 
-def document_of_windows(
-    cache: WindowCache, documents: Iterable[Document], tokenizer: SectionTokenizer
+def folds_of_windows(
+    cache: WindowCache, documents: Iterable[Document], fold_of: Mapping[str, int], tokenizer: SectionTokenizer
 ) -> npt.NDArray[np.int64]:
-    """Returns the number of the document that each window is from, `(windows,)`.
+    """Returns the fold of each window's document, `(windows,)`.
 
     Args:
         cache: The cache.
         documents: The documents that it was made of, in its order.
+        fold_of: Document id → fold.
         tokenizer: The one that it was made with.
     """
-    sizes = [len(tokenizer.tokenize([section.text for section in one.sections]).ids) for one in documents]
-    return np.searchsorted(np.cumsum(sizes), cache.windows["start"], side="right")
+    folds, sizes = [], []
+    for document in documents:
+        folds.append(fold_of[document.id])
+        sizes.append(len(tokenizer.tokenize([section.text for section in document.sections]).ids))
+    owners = np.searchsorted(np.cumsum(sizes), cache.windows["start"], side="right")
+    return np.array(folds, np.int64)[owners]
 
 
 def _settings_of_a_fold(settings: Settings) -> Settings:

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from nertool.auditing import document_of_windows
+from nertool.auditing import folds_of_windows
 from nertool.cache_building import build_cache
 from nertool.commands.ls_push import _read_queue
 from nertool.formats import ReadReport, read_documents
@@ -142,7 +142,8 @@ def test_each_window_is_of_the_document_that_it_was_made_of(tokenizer: SectionTo
     corpus = [*make_corpus(3), make_corpus(1)[0].__class__("empty", ()), *make_corpus(2, first=3)]
     windows = WindowSettings(max_tokens=16, overlap_tokens=4)
     whole = build_cache(tmp_path / "all", lambda: corpus, tokenizer, windows)
-    owners = document_of_windows(whole, corpus, tokenizer)
+    fold_of = {document.id: number for number, document in enumerate(corpus)}
+    owners = folds_of_windows(whole, corpus, fold_of, tokenizer)
     for number, document in enumerate(corpus):
         one = build_cache(tmp_path / f"{number}", lambda d=document: [d], tokenizer, windows, labels=["gene"])
         assert (owners == number).sum() == len(one.windows)

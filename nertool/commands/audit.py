@@ -142,7 +142,7 @@ def _judged_by(
 def _cross_fitted(
     work: Path, fold_of: dict[str, int], source: Any, scanned: Any, settings: "Settings", counts: Any, lexicon: Any
 ) -> "tuple[list[Suspect], dict[str, Any]]":
-    from nertool.auditing import CrossFit, cross_fitted_suspects
+    from nertool.auditing import CrossFit, cross_fitted_suspects, folds_of_windows
     from nertool.commands.together import training_cache
     from nertool.console import say
     from nertool.devices import choose_device
@@ -154,7 +154,8 @@ def _cross_fitted(
     tokenizer = load_tokenizer(settings.model.name)
     work.mkdir(exist_ok=True)
     cache = training_cache(source, scanned, work / "cache", tokenizer, scheme, settings)
-    fit = CrossFit(work, source.read_again, fold_of, cache, scanned, scheme, settings)
+    of_window = folds_of_windows(cache, source.read_again(), fold_of, tokenizer)
+    fit = CrossFit(work, source.read_again, fold_of, cache, of_window, scanned, scheme, settings)
     suspects, scores = cross_fitted_suspects(fit, counts, lexicon)
     mean = sum(scores) / len(scores)
     say(f"models of the other folds agree with the annotations at a strict micro F1 of {mean:.3f}")

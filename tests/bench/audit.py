@@ -4,8 +4,8 @@
 
 A quarter of the errors each: entities that are dropped, invented (at random words), of another class, and with a border
 shifted by a word. Ranked by the audit, by parts of it, by cleanlab's token scores from the same probabilities, and at
-random. Then models are trained on the clean, the noisy, and the corrected documents, and with the suspect words left out
-of the loss, and scored on TEST. What is in FOLDER isn't computed again, so the command can be interrupted.
+random. Then models are trained on the clean, the noisy, and the corrected documents, and with the suspect words left
+out of the loss, and scored on TEST. What is in FOLDER isn't computed again, so the command can be interrupted.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from nertool.auditing import CrossFit, plan, suspects_of
+from nertool.auditing import CrossFit, folds_of_windows, plan, suspects_of
 from nertool.batches import training_batch
 from nertool.cache_building import build_cache, scan
 from nertool.checkpoints import Progress
@@ -137,8 +137,11 @@ def judge(folder, noisy, settings):
     scanned = scan(noisy)
     scheme = make_scheme(scanned.labels)
     cache = build_cache(folder / "cache", lambda: noisy, tokenizer, settings.windows)
-    fit_of = CrossFit(folder / "folds", lambda: iter(noisy), plan(lambda: iter(noisy), settings), cache, scanned,
-                      scheme, settings)  # fmt: skip
+    fold_of = plan(lambda: iter(noisy), settings)
+    of_window = folds_of_windows(cache, noisy, fold_of, tokenizer)
+    fit_of = CrossFit(
+        folder / "folds", lambda: iter(noisy), fold_of, cache, of_window, scanned, scheme, settings
+    )  # fmt: skip
     (folder / "folds").mkdir(exist_ok=True)
     lexicon = lexicon_of(noisy)
     counts = count_mentions(noisy, lexicon)
