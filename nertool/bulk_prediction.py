@@ -3,14 +3,26 @@
 What works on the chunks is behind `Engine`: processes of this machine here, a Ray cluster in `ray_engine.py`.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from nertool.artefacts import read_facts
-from nertool.chunks import WHOLE, Check, CheckedChunk, Chunk, Shard, Source, check_chunk, list_sources, read_chunks
+from nertool.artefacts import model_digest, read_facts
+from nertool.chunks import (
+    WHOLE,
+    Check,
+    CheckedChunk,
+    Chunk,
+    Shard,
+    Source,
+    changed_meanwhile,
+    check_chunk,
+    list_sources,
+    read_chunks,
+)
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError, nearest_name
 from nertool.formats import ReadReport
@@ -25,9 +37,10 @@ _CHUNKS_BEFORE_WORKERS = 2
 
 
 class PredictedChunk(NamedTuple):
-    """A chunk as it is saved, and what is in it."""
+    """A chunk as it is saved, what is in it, and the digest of what it was made from."""
 
     key: str
+    digest: bytes
     data: bytes
     documents: int
     entities: int
@@ -41,12 +54,14 @@ class Job:
 
     Args:
         model: The model's folder.
+        model_digest: What it must hold.
         settings: How to run it, and which entities are wanted.
         ending: Decides, as in a file's name, how chunks are compressed.
         facts: What each document is told about its prediction.
     """
 
     model: Path
+    model_digest: str
     settings: PredictSettings
     ending: str
     facts: dict[str, Any]
@@ -57,12 +72,12 @@ class Job:
         settings = self.settings
         return Selection(settings.min_score, frozenset(settings.labels), settings.keep_entities)
 
-    def finish(self, key: str, predicted: PredictedDocuments, runs_on: str) -> PredictedChunk:
+    def finish(self, key: str, digest: bytes, predicted: PredictedDocuments, runs_on: str) -> PredictedChunk:
         """Returns a chunk as it is saved."""
         lines = b"".join(dump_document(with_prediction(one, self.facts)) + b"\n" for one in predicted.documents)
         entities = sum(len(section.entities) for one in predicted.documents for section in one.sections)
         data = compress(lines, self.ending) if lines else b""
-        return PredictedChunk(key, data, len(predicted.documents), entities, predicted.tokens, runs_on)
+        return PredictedChunk(key, digest, data, len(predicted.documents), entities, predicted.tokens, runs_on)
 
 
 class ChunkPredictor:
@@ -71,28 +86,38 @@ class ChunkPredictor:
     Args:
         job: What to do.
         threads: How many the model computes with on a CPU; by default one for each core.
+
+    Raises:
+        NertoolError: If the model can't be loaded, or is another one by now, or on this machine.
     """
 
     def __init__(self, job: Job, threads: int | None = None) -> None:
         self._job = job
         self._tagger = load_tagger(job.model, job.settings, threads)
+        if model_digest(job.model) != job.model_digest:
+            raise NertoolError(
+                f"{job.model} is not the model that this command began with; results would be mixed",
+                "leave a model as it is while it predicts, and let all machines have the same one there",
+            )
 
     def __call__(self, chunk: Chunk) -> PredictedChunk:
         """Returns a chunk's documents with entities."""
-        predicted = predict_chunk(self._tagger, _documents(chunk), self._job.selection)
-        return self._job.finish(chunk.key, predicted, self._tagger.runs_on)
+        parsed = chunk.parse()
+        predicted = predict_chunk(self._tagger, parsed.documents, self._job.selection)
+        return self._job.finish(chunk.key, parsed.digest, predicted, self._tagger.runs_on)
 
     def predict_all(self, chunks: Iterable[Chunk]) -> Iterator[PredictedChunk]:
         """Does the same for many chunks, reading and decoding beside the network."""
-        keys = []
+        read_so_far: deque[tuple[str, bytes]] = deque()
 
         def read() -> Iterator[list[Document]]:
             for chunk in chunks:
-                keys.append(chunk.key)
-                yield _documents(chunk)
+                parsed = chunk.parse()
+                read_so_far.append((chunk.key, parsed.digest))
+                yield parsed.documents
 
-        for number, predicted in enumerate(predict_chunks(self._tagger, read(), self._job.selection)):
-            yield self._job.finish(keys[number], predicted, self._tagger.runs_on)
+        for predicted in predict_chunks(self._tagger, read(), self._job.selection):
+            yield self._job.finish(*read_so_far.popleft(), predicted, self._tagger.runs_on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +241,33 @@ def check_all(
     Returns:
         Chunk's key → positions of documents whose ids are used by earlier ones.
     """
+    for _ in reading.sources(check.report):
+        pass
     for checked in engine.check(reading):
         check.add(checked)
         on_documents(check.report.documents)
     return check.repeated_ids(lambda keys: (chunk for chunk in reading.chunks() if chunk.key in keys))
 
 
-def _documents(chunk: Chunk) -> list[Document]:
-    return [record.document for record in chunk.parse() if record.document is not None]
+def predict_checked(engine: Engine, reading: Reading, digests: dict[str, bytes]) -> Iterator[PredictedChunk]:
+    """Predicts the chunks that were looked at, all of them and nothing else.
+
+    Args:
+        engine: Predicts them.
+        reading: What is read, without what is done.
+        digests: What they held: chunk's key → the digest of everything in it.
+
+    Raises:
+        NertoolError: If the documents are others by now, or on one of the machines.
+    """
+    missing = digests.keys() - reading.done
+    for chunk in engine.predict(reading):
+        if digests.get(chunk.key) != chunk.digest:
+            raise changed_meanwhile()
+        missing.discard(chunk.key)
+        yield chunk
+    if missing:
+        raise changed_meanwhile()
 
 
 _work: tuple[Job, int] | None = None

@@ -12,9 +12,10 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from nertool.document_parsing import Problem
-from nertool.documents import dump_document
+from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError
 from nertool.formats import Format, ReadReport, Record, Rejected
 from nertool.formats.kazu import parse_record
@@ -87,9 +88,28 @@ class Chunk:
         """Returns the chunk without certain items."""
         return replace(self, left_out=positions) if positions else self
 
-    def parse(self) -> list[Record]:
-        """Parses the documents that are to be used, the invalid ones included."""
-        return [_parse(item, self.file_format) for n, item in enumerate(self.items) if n not in self.left_out]
+    def parse(self) -> "ParsedChunk":
+        """Parses all documents, the invalid ones and those that are left out included."""
+        records = [_parse(item, self.file_format) for item in self.items]
+        wanted = (record.document for n, record in enumerate(records) if n not in self.left_out)
+        digest = hashlib.sha256()
+        for item, record in zip(self.items, records, strict=True):
+            digest.update(hashlib.sha256(_content(item, record)).digest())
+        return ParsedChunk(records, [document for document in wanted if document is not None], digest.digest())
+
+
+class ParsedChunk(NamedTuple):
+    """What is in a chunk.
+
+    Args:
+        records: One for each item.
+        documents: Those that are to be used.
+        digest: Of everything in it, so that it is known when it is read again.
+    """
+
+    records: list[Record]
+    documents: list[Document]
+    digest: bytes
 
 
 class Shard(NamedTuple):
@@ -150,6 +170,17 @@ def list_sources(
         yield Source(number, tuple(group), of_group)
 
 
+def describe_files(path: Path, format_name: str | None = None) -> str:
+    """Returns in words what tells one input from another without reading it: names and sizes of its files."""
+    digest = hashlib.sha256()
+    files = total = 0
+    for file, _ in list_files(path, format_name, texts=True, report=ReadReport()):
+        size = file.stat().st_size
+        digest.update(orjson.dumps([file.name, size]))
+        files, total = files + 1, total + size
+    return f"{files:,} with {total:,} bytes ({digest.hexdigest()[:8]})"
+
+
 def read_chunks(sources: Iterable[Source], documents_per_chunk: int, shard: Shard = WHOLE) -> Iterator[Chunk]:
     """Yields the chunks of a shard; of the others nothing is parsed."""
     for source in sources:
@@ -196,6 +227,21 @@ def _parse(item: Item, file_format: Format) -> Record:
     return record._replace(notes={**record.notes, **dict(item.notes)}) if item.notes else record
 
 
+def _content(item: Item, record: Record) -> bytes:
+    """Returns the bytes of an item; of a file those of its document, for which it may have read another file, too."""
+    if item.data or record.document is None:
+        return item.data or record.raw
+    return dump_document(record.document)
+
+
+def changed_meanwhile() -> NertoolError:
+    """Returns the error for a chunk that isn't what it was when it was looked at."""
+    return NertoolError(
+        "the documents were changed while they were read; results would be mixed",
+        "the same command again, when nothing writes to them any more",
+    )
+
+
 class CheckedChunk(NamedTuple):
     """What a first look at a chunk finds.
 
@@ -218,11 +264,9 @@ def check_chunk(chunk: Chunk) -> CheckedChunk:
     """Parses a chunk to see what is in it."""
     report = ReadReport()
     positions, ids = [], []
-    digest = hashlib.sha256()
-    for position, (item, record) in enumerate(zip(chunk.items, chunk.parse(), strict=True)):
+    parsed = chunk.parse()
+    for position, record in enumerate(parsed.records):
         report.notes.update(record.notes)
-        data = item.data if item.file is None else b"%s\0%s" % (item.file.name.encode(), item.file.read_bytes())
-        digest.update(hashlib.sha256(data).digest())
         if record.document is None:
             report.rejected.append(Rejected(record.place, record.problems, record.raw))
             continue
@@ -230,7 +274,7 @@ def check_chunk(chunk: Chunk) -> CheckedChunk:
         positions.append(position)
         ids.append(_id_digest(record.document.id))
     found = np.frombuffer(b"".join(ids), np.uint64).reshape(-1, 2)
-    return CheckedChunk(chunk.key, report, np.array(positions, np.uint32), found, digest.digest())
+    return CheckedChunk(chunk.key, report, np.array(positions, np.uint32), found, parsed.digest)
 
 
 def _id_digest(identifier: str) -> bytes:
@@ -241,15 +285,17 @@ def _id_digest(identifier: str) -> bytes:
 class Check:
     """What is known of all documents before any is predicted; takes up checked chunks in the input's order.
 
-    It keeps 16 bytes of each document's id.
+    It keeps 16 bytes of each document's id, and 32 of each chunk's content.
 
     Args:
         on_rejected: Gets the documents that can't be used, as they are found.
+        report: What is in the documents.
+        digests: Chunk's key → the digest of everything in it.
     """
 
     on_rejected: Callable[[list[Rejected]], None]
     report: ReadReport = field(default_factory=ReadReport)
-    _keys: list[str] = field(default_factory=list)
+    digests: dict[str, bytes] = field(default_factory=dict)
     _positions: list[npt.NDArray[np.uint32]] = field(default_factory=list)
     _ids: list[npt.NDArray[np.uint64]] = field(default_factory=list)
     _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
@@ -261,7 +307,7 @@ class Check:
 
     def add(self, checked: CheckedChunk) -> None:
         """Takes up a chunk."""
-        self._keys.append(checked.key)
+        self.digests[checked.key] = checked.digest
         self._positions.append(checked.positions)
         self._ids.append(checked.ids)
         self._digest.update(checked.key.encode() + checked.digest)
@@ -288,6 +334,9 @@ class Check:
 
         Returns:
             Chunk's key → positions of these documents in it.
+
+        Raises:
+            NertoolError: If a chunk isn't what it was.
         """
         ids = np.concatenate(self._ids) if self._ids else np.empty((0, 2), np.uint64)
         order = np.lexsort((np.arange(len(ids)), ids[:, 1], ids[:, 0]))
@@ -297,17 +346,21 @@ class Check:
         involved = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
         chunk_of = np.repeat(np.arange(len(self._ids)), [len(part) for part in self._ids])
         first_of_chunk = np.cumsum([0, *(len(part) for part in self._ids)])
+        keys = list(self.digests)
         wanted: dict[str, set[int]] = {}
         for document in involved.tolist():
             number = int(chunk_of[document])
             position = int(self._positions[number][document - first_of_chunk[number]])
-            wanted.setdefault(self._keys[number], set()).add(position)
+            wanted.setdefault(keys[number], set()).add(position)
         seen: dict[str, str] = {}
         left_out: dict[str, frozenset[int]] = {}
         for chunk in read(set(wanted)):
+            parsed = chunk.parse()
+            if parsed.digest != self.digests[chunk.key]:
+                raise changed_meanwhile()
             repeated = []
             for position in sorted(wanted[chunk.key]):
-                record = _parse(chunk.items[position], chunk.file_format)
+                record = parsed.records[position]
                 if record.document is None or seen.setdefault(record.document.id, record.place) is record.place:
                     continue
                 repeated.append(position)

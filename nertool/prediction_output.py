@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Self
 
 import orjson
 
+from nertool.console import say
 from nertool.document_parsing import parse_document
 from nertool.errors import NertoolError
 from nertool.files import (
@@ -22,7 +23,7 @@ from nertool.files import (
     write_json,
     write_manifest,
 )
-from nertool.formats import Rejected
+from nertool.formats import SIDE_FILES, Rejected
 from nertool.formats.jsonl import compress, lines_of
 from nertool.formats.kazu import KazuWriter
 from nertool.formats.output import is_document_file
@@ -33,6 +34,8 @@ _RUNS_ON = "runs_on.json"
 _REJECTED = "rejected.jsonl"
 # In a folder of parts that are made apart: what they have in common.
 _PARTS_FILE = ".nertool-parts.json"
+# For other shards that begin at the same moment.
+_WAIT_SECONDS = 60.0
 # A chunk's key, how many documents it has and how many entities.
 _CHUNK_NAME = re.compile(r"chunk-([0-9-]+)\.([0-9]+)\.([0-9]+)\.done")
 
@@ -60,7 +63,6 @@ class PredictionOutput:
         self._documents: dict[str, int] = {}
         self._documents_per_file = documents_per_file
         self.runs_on: str | None = None
-        self._stack = ExitStack()
 
     @property
     def ending(self) -> str:
@@ -73,15 +75,20 @@ class PredictionOutput:
         return frozenset(self._chunks)
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(exclusive(self.path))
-        self.folder.mkdir(exist_ok=True)
-        self._rejected: BinaryIO = self._stack.enter_context((self.folder / _REJECTED).open("wb"))
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.path))
+            stack.callback(self._remove_if_empty)
+            self.folder.mkdir(exist_ok=True)
+            self._rejected: BinaryIO = stack.enter_context((self.folder / _REJECTED).open("wb"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
-        if not self._chunks and self.folder.is_dir():  # else it stays, to go on with
-            shutil.rmtree(self.folder)
+
+    def _remove_if_empty(self) -> None:
+        if not any(self.folder.glob("chunk-*")):  # else it stays, to go on with
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
         """Sets aside documents that can't be used, with their reasons."""
@@ -91,11 +98,16 @@ class PredictionOutput:
         """Takes up the chunks that a killed run left, if it was the same job; those of another one are thrown away.
 
         Args:
-            job: What decides on the result.
+            job: What decides on the result: name → value.
         """
         file = self.folder / _JOB_FILE
         job = orjson.loads(orjson.dumps(job))  # lists for tuples, as in the file
-        if not file.is_file() or read_json(file) != job:
+        earlier = read_json(file) if file.is_file() else {}
+        if earlier != job:
+            names = [_CHUNK_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+            if lost := sum(int(name[2]) for name in names if name):
+                differing = ", ".join(sorted(_differing(earlier, job)))
+                say(f"{lost:,} documents of an earlier run are not used, as it was another one: {differing}")
             for path in [*self.folder.glob("chunk-*"), *self.folder.glob(_RUNS_ON)]:
                 path.unlink()
             write_json(file, job)
@@ -104,6 +116,8 @@ class PredictionOutput:
         for path in self.folder.iterdir():
             if name := _CHUNK_NAME.fullmatch(path.name):
                 self._take_up(name[1], path, int(name[2]), int(name[3]))
+        if self._chunks:
+            say(f"going on after {self.documents:,} documents that are done")
 
     def _take_up(self, key: str, path: Path, documents: int, entities: int) -> None:
         self._chunks[key] = path
@@ -132,7 +146,7 @@ class PredictionOutput:
         if runs_on != self.runs_on:
             raise NertoolError(
                 f"the documents so far were predicted by {self.runs_on}, now it is {runs_on}; results would be mixed",
-                f"predict.engine, predict.device and predict.precision choose; to start afresh delete {self.folder}",
+                f"predict.engine, predict.device and predict.precision choose; to start anew delete {self.folder}",
             )
         path = self.folder / f"chunk-{key}.{documents}.{entities}.done"
         write_atomic(path, data)
@@ -143,7 +157,7 @@ class PredictionOutput:
         self._rejected.close()
         rejected = self.folder / _REJECTED
         if is_document_file(self.path):
-            whole = self.folder / self.path.name
+            whole = self.folder / f"whole.{self.path.name}"
             _join((self._chunks[key] for key in sorted(self._chunks)), whole)
             beside = self.path.with_name(f"{self.path.name}.{_REJECTED}")
             beside.unlink(missing_ok=True)  # of an earlier run
@@ -191,29 +205,47 @@ def part_of(folder: Path, number: int, count: int) -> Path:
 
 
 def check_parts(folder: Path, facts: dict[str, Any], *, force: bool) -> None:
-    """Makes sure that all parts of a folder are made by the same model in the same way.
+    """Makes sure that all parts of a folder are made by the same model in the same way, and notes how that is.
 
     Args:
         folder: The folder; made if it isn't there.
-        facts: What the parts have in common.
-        force: Whether parts that were made otherwise are going to be replaced, this one now and the others in turn.
+        facts: What the parts must have in common: name → value, None where it isn't known yet.
+        force: Whether parts that were made otherwise are removed.
 
     Raises:
-        NertoolError: If other parts were made otherwise, or the folder can't be written.
+        NertoolError: If other parts were made otherwise, if there is something else in the folder, or if it can't be
+            written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NertoolError(f"cannot write {folder}: {error.strerror or error}", "choose another output") from error
     file = folder / _PARTS_FILE
     facts = orjson.loads(orjson.dumps(facts))
-    if file.is_file() and not force:
-        others = read_json(file)
-        if differing := sorted(name for name in {**others, **facts} if others.get(name) != facts.get(name)):
-            said = "; ".join(f"{name}: {others.get(name)} there, {facts.get(name)} now" for name in differing)
-            raise NertoolError(f"the parts in {folder} were made otherwise ({said})", "choose another OUT, or --force")
-    else:
-        write_json(file, facts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder, wait_seconds=_WAIT_SECONDS):
+            known = read_json(file) if file.is_file() else {}
+            if not known and any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise NertoolError(f"{folder} holds other files; parts would be mixed with them", "choose another OUT")
+            not_yet = {name for name in known.keys() & facts.keys() if known[name] is None or facts[name] is None}
+            if known and (differing := sorted(_differing(known, facts) - not_yet)):
+                if not force:
+                    said = "; ".join(f"{name}: {known.get(name)} there, {facts.get(name)} now" for name in differing)
+                    raise NertoolError(
+                        f"the parts in {folder} were made otherwise ({said})",
+                        "choose another OUT, or --force to remove them",
+                    )
+                for part in folder.glob(f"part-*-of-*{PARTS_ENDING}"):
+                    for beside in SIDE_FILES:
+                        part.with_name(f"{part.name}.{beside}").unlink(missing_ok=True)
+                    part.unlink()
+                known = {}
+            news = {name: value for name, value in facts.items() if value is not None or name not in known}
+            if known != (whole := {**known, **news}):
+                write_json(file, whole)
+    except OSError as error:
+        raise NertoolError(f"cannot write {folder}: {error.strerror or error}", "choose another output") from error
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
 def _join(chunks: Iterable[Path], whole: Path) -> None:

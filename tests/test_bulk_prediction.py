@@ -3,10 +3,12 @@
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from nertool import bulk_prediction
+from nertool.chunks import Check
 from nertool.cli import app
+from nertool.errors import NertoolError
 from nertool.formats import ReadReport, read_documents
+from nertool.prediction_output import check_parts
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed, wait_for  # noqa: F401
 from tests.conftest import make_backbone, make_corpus, write_documents
 
@@ -91,7 +96,7 @@ def test_shards_together_are_the_whole_and_are_never_mixed_with_others(folder: P
     assert sorted(found) == sorted(lines(folder / "whole.jsonl"))
     assert "exists" in refuse(*command, "--shard", "1/3")
     message = refuse(*command, "--shard", "1/3", "--min-score", "0.5")
-    assert "were made otherwise (min_score: None there, 0.5 now)" in message
+    assert "were made otherwise (min_score: 0.0 there, 0.5 now)" in message
     assert "parts: 3 there, 4 now" in refuse(*command, "--shard", "4/4")
     succeed(*command, "--shard", "1/3", "--min-score", "0.5", "--force")
     for wrong in ("0/3", "4/3", "1", "a/b", "-1/3"):
@@ -114,18 +119,7 @@ def test_a_file_without_documents_is_said_and_a_pipe_may_be_empty(folder: Path) 
 
 def test_what_another_engine_began_is_not_mixed_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["predict", folder / "model", folder / "documents", "out.jsonl", *CHUNKS]
-    real, calls = bulk_prediction.ChunkPredictor.predict_all, []
-
-    def some(self: Any, chunks: Any) -> Any:
-        for chunk in real(self, chunks):
-            calls.append(chunk)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            yield chunk
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bulk_prediction.ChunkPredictor, "predict_all", some)
-        assert nertool(*command).exit_code == 130
+    begin(command, monkeypatch)
     Path(".out.jsonl.partial/runs_on.json").write_text('"abacus in Latin"')
     assert "predicted by abacus in Latin, now it is torch on cpu" in refuse(*command)
 
@@ -196,6 +190,209 @@ def test_an_output_that_another_command_is_making_is_left_alone(folder: Path) ->
 def test_rows_of_datasets_are_refused_as_an_output(folder: Path) -> None:
     message = refuse("predict", folder / "model", folder / "documents", "out.datasets.jsonl")
     assert "then nertool convert" in message
+
+
+def interrupt_after(chunks: int, patch: pytest.MonkeyPatch) -> None:
+    """Makes the next run stop, as by Ctrl-C, after so many saved chunks."""
+    real = bulk_prediction.ChunkPredictor.predict_all
+
+    def some(self: Any, given: Any) -> Any:
+        for number, chunk in enumerate(real(self, given)):
+            if number == chunks:
+                raise KeyboardInterrupt
+            yield chunk
+
+    patch.setattr(bulk_prediction.ChunkPredictor, "predict_all", some)
+
+
+def begin(command: list[Any], monkeypatch: pytest.MonkeyPatch, chunks: int = 3) -> list[str]:
+    """Runs a command that is interrupted; returns the names of the chunks that it leaves."""
+    with monkeypatch.context() as patch:
+        interrupt_after(chunks, patch)
+        assert nertool(*command).exit_code == 130
+    return saved(command[3])
+
+
+def saved(output: Any) -> list[str]:
+    return sorted(path.name for path in Path(f".{output}.partial").glob("chunk-*"))
+
+
+def test_what_is_done_outlives_runs_that_fail_before_they_predict(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(folder / "documents", Path("in"))
+    command = ["predict", folder / "model", source, "out.jsonl", *CHUNKS]
+    chunks = begin(command, monkeypatch)
+    assert len(chunks) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk_prediction, "check_chunk", lambda chunk: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert nertool(*command).exit_code == 130
+    assert saved("out.jsonl") == chunks
+    (source / "zzz.json").write_text("[]")
+    assert "must be a JSON object" in refuse(*command)
+    assert saved("out.jsonl") == chunks
+    (source / "zzz.json").unlink()
+    result = succeed(*command)
+    assert "going on after 9 documents" in result.stderr
+    assert Path("out.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
+
+
+def test_which_machine_it_was_is_no_reason_to_begin_anew_and_other_settings_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["predict", folder / "model", folder / "documents", "out.jsonl", *CHUNKS]
+    begin(command, monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt_after(0, patch)
+        result = nertool(*command, "--device", "cpu", "--set", "predict.engine=torch")
+    assert "going on after 9 documents" in result.stderr and len(saved("out.jsonl")) == 3
+    result = succeed(*command, "--min-score", "0.01", "--set", "predict.keep_entities=true")
+    assert "9 documents of an earlier run are not used, as it was another one: keep_entities, min_score" in re.sub(
+        r"\s+", " ", result.stderr
+    )
+    begin([*command, "--force"], monkeypatch)
+    monkeypatch.setattr("nertool.__version__", "9.9")
+    assert "another one: nertool_version" in succeed(*command, "--force").stderr
+    found = {one["metadata"]["nertool_prediction"]["nertool_version"] for one in documents(Path("out.jsonl"))}
+    assert found == {"9.9"}
+
+
+@pytest.mark.parametrize("change", ["other text", "no document", "one less", "one more", "shorter"])
+def test_documents_that_change_after_they_were_looked_at_are_not_mixed_in(
+    change: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(folder / "whole.jsonl", "in.jsonl")
+    before = Path("in.jsonl").read_bytes().splitlines(keepends=True)
+    after = {
+        "other text": [*before[:10], before[10].replace(b"in", b"on"), *before[11:]],
+        "no document": [*before[:10], b"{}}\n", *before[11:]],
+        "one less": [*before[:10], *before[11:]],
+        "one more": [*before, before[0].replace(b'"doc-000"', b'"new"')],
+        "shorter": before[:12],
+    }[change]
+    real = bulk_prediction.LocalEngine.predict
+
+    def later(self: Any, reading: Any) -> Any:
+        Path("in.jsonl").write_bytes(b"".join(after))
+        return real(self, reading)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk_prediction.LocalEngine, "predict", later)
+        message = refuse("predict", folder / "model", "in.jsonl", "out.jsonl", *CHUNKS)
+    assert "changed while they were read" in message and not Path("out.jsonl").exists()
+    succeed("predict", folder / "model", "in.jsonl", "out.jsonl", "--skip-invalid", *CHUNKS)
+    succeed("predict", folder / "model", "in.jsonl", "afresh.jsonl", "--skip-invalid", *CHUNKS)
+    assert Path("out.jsonl").read_bytes() == Path("afresh.jsonl").read_bytes()
+
+
+def test_documents_that_change_while_repeated_ids_are_looked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (folder / "whole.jsonl").read_bytes()
+    Path("in.jsonl").write_bytes(data + data)
+    real = Check.repeated_ids
+
+    def later(self: Any, read: Any) -> Any:
+        Path("in.jsonl").write_bytes(data[: len(data) // 2])
+        return real(self, read)
+
+    monkeypatch.setattr(Check, "repeated_ids", later)
+    assert "changed while they were read" in refuse("predict", folder / "model", "in.jsonl", "out.jsonl", *CHUNKS)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_is_replaced_meanwhile_is_not_used(
+    workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(folder / "model", Path("model"))
+    real = bulk_prediction.LocalEngine.predict
+
+    def later(self: Any, reading: Any) -> Any:
+        facts = json.loads((model / "nertool.json").read_text())
+        facts["thresholds"] = dict.fromkeys(facts["thresholds"], 0.99)
+        (model / "nertool.json").write_text(json.dumps(facts))
+        return real(self, reading)
+
+    monkeypatch.setattr(bulk_prediction.LocalEngine, "predict", later)
+    message = refuse("predict", model, folder / "documents", "out.jsonl", *CHUNKS, "--workers", workers)
+    assert "is not the model that this command began with" in message
+
+
+def test_an_output_may_have_the_name_of_a_file_of_ours(folder: Path) -> None:
+    for name in ("rejected.jsonl", "stdin.jsonl"):
+        succeed("predict", folder / "model", folder / "documents", name, *CHUNKS)
+        assert Path(name).read_bytes() == (folder / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in Path().iterdir()) == ["rejected.jsonl", "stdin.jsonl"]
+
+
+def test_shards_of_other_chunks_or_other_documents_are_refused(folder: Path) -> None:
+    source = shutil.copytree(folder / "documents", Path("in"))
+    command = ["predict", folder / "model", source, "out", *CHUNKS]
+    succeed(*command, "--shard", "1/3")
+    message = refuse(*command, "--shard", "2/3", "--set", "predict.documents_per_chunk=4")
+    assert "documents_per_chunk: 3 there, 4 now" in message
+    (source / "one-more.json").write_bytes((source / "doc-000.json").read_bytes().replace(b"doc-000", b"doc-999"))
+    message = refuse(*command, "--shard", "2/3")
+    assert "files: 20 with" in message and "21 with" in message
+    (source / "one-more.json").unlink()
+    succeed(*command, "--shard", "2/3")
+
+
+def test_shards_are_not_mixed_by_what_they_run_on(folder: Path) -> None:
+    command = ["predict", folder / "model", folder / "documents", "out", *CHUNKS]
+    succeed(*command, "--shard", "1/3")
+    facts = json.loads(Path("out/.nertool-parts.json").read_text())
+    assert facts["runs_on"].startswith("torch on cpu")
+    Path("out/.nertool-parts.json").write_text(json.dumps({**facts, "runs_on": "abacus"}))
+    assert "runs_on: abacus there, torch on cpu" in refuse(*command, "--shard", "2/3")
+    assert not saved("out/part-00002-of-00003.jsonl.zst")
+
+
+def test_forced_shards_leave_nothing_of_those_that_were_made_otherwise(folder: Path) -> None:
+    command = ["predict", folder / "model", folder / "documents", "out", *CHUNKS]
+    for number in (1, 2, 3):
+        succeed(*command, "--shard", f"{number}/3")
+    for number in (1, 2):
+        succeed(*command, "--shard", f"{number}/2", "--force")
+    assert sorted(path.name for path in Path("out").glob("part-*")) == [
+        "part-00001-of-00002.jsonl.zst", "part-00002-of-00002.jsonl.zst",
+    ]  # fmt: skip
+    assert len(list(read_documents(Path("out"), ReadReport()))) == 20
+
+
+def test_shards_do_not_go_into_a_folder_of_other_documents(folder: Path) -> None:
+    succeed("predict", folder / "model", folder / "documents", "out", *CHUNKS)
+    command = ["predict", folder / "model", folder / "documents", "out", "--shard", "1/3"]
+    for options in ([], ["--force"]):
+        assert "holds other files" in refuse(*command, *options)
+    assert not list(Path("out").glob("*part*"))
+
+
+def _check(folder: Path, number: int) -> str:
+    try:
+        check_parts(folder, {"number": number}, force=False)
+    except NertoolError as error:
+        return error.message
+    return ""
+
+
+def test_many_shards_may_begin_at_once() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for attempt in range(20):
+            same = list(pool.map(_check, [Path(f"same-{attempt}")] * 8, [1] * 8))
+            assert same == [""] * 8
+            other = list(pool.map(_check, [Path(f"other-{attempt}")] * 8, range(8)))
+            assert other.count("") == 1
+
+
+def test_text_beside_annotations_is_a_part_of_the_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in").mkdir()
+    for number in range(4):
+        Path(f"in/{number}.txt").write_text("BRCA1 in lung cancer")
+        Path(f"in/{number}.ann").write_text("")
+    command = ["predict", folder / "model", "in", "out.jsonl", "--set", "predict.documents_per_chunk=1"]
+    begin(command, monkeypatch, 2)
+    Path("in/0.txt").write_text("EGFR in lung cancer")
+    succeed(*command)
+    assert documents(Path("out.jsonl"))[0]["sections"][0]["text"] == "EGFR in lung cancer"
 
 
 @pytest.mark.slow

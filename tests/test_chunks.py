@@ -23,9 +23,7 @@ def line(identifier: str, text: str = "x") -> bytes:
 
 def keys_and_ids(path: Path, size: int, shard: Shard = WHOLE) -> list[tuple[str, list[str]]]:
     found = read_chunks(list_sources(path, ReadReport(), size), size, shard)
-    return [
-        (chunk.key, [record.document.id for record in chunk.parse() if record.document is not None]) for chunk in found
-    ]
+    return [(chunk.key, [document.id for document in chunk.parse().documents]) for chunk in found]
 
 
 def checked(path: Path, size: int = 3) -> tuple[Check, list[Rejected], list[str]]:
@@ -40,10 +38,9 @@ def checked(path: Path, size: int = 3) -> tuple[Check, list[Rejected], list[str]
         check.add(check_chunk(chunk))
     left_out = check.repeated_ids(lambda keys: (chunk for chunk in read() if chunk.key in keys))
     predicted = [
-        record.document.id
+        document.id
         for chunk in read()
-        for record in chunk.without(left_out.get(chunk.key, frozenset())).parse()
-        if record.document is not None
+        for document in chunk.without(left_out.get(chunk.key, frozenset())).parse().documents
     ]
     return check, rejected, predicted
 

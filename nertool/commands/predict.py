@@ -148,9 +148,9 @@ def run_predict(
     """
     from nertool import __version__
     from nertool.artefacts import model_digest, read_facts
-    from nertool.bulk_prediction import Job, Reading, check_all, check_labels
+    from nertool.bulk_prediction import Job, Reading, check_all, check_labels, predict_checked
     from nertool.chunks import WHOLE, Check
-    from nertool.console import Rate, progress, say
+    from nertool.console import Rate, progress
     from nertool.errors import NertoolError
     from nertool.files import check_output
     from nertool.formats.output import is_document_file
@@ -160,24 +160,24 @@ def run_predict(
 
     digest = model_digest(model_folder)
     check_labels(tuple(read_facts(model_folder)["scheme"]["labels"]), settings.predict.labels)
-    selection = {name: getattr(settings.predict, name) for name in ("min_score", "labels", "keep_entities")}
-    chosen = {name: value for name, value in selection.items() if value}
-    facts = {"model": model_folder.name, "model_digest": digest[:16], "nertool_version": __version__, **chosen}
+    model = {"model": model_folder.absolute().name, "model_digest": digest[:16], "nertool_version": __version__}
+    selection = settings.predict.model_dump(include={"min_score", "labels", "keep_entities"})
+    facts = model | {name: value for name, value in selection.items() if value}
+    # What the entities depend on, and which documents are in which chunk.
+    decisive = model | selection | settings.predict.model_dump(include={"documents_per_chunk", "tokens_per_batch"})
+    parts: dict[str, Any] = {}
     if shard is not None:
-        if is_document_file(output) or source == STANDARD:
-            raise NertoolError("--shard makes a folder of parts, of files that every shard can read", "name a folder")
-        check_parts(output, {**facts, "parts": shard.of}, force=force)
+        parts = {**decisive, **_what_parts_share(source, output, settings, from_format), "parts": shard.of}
+        check_parts(output, parts, force=force)
         output = part_of(output, shard.number, shard.of)
     check_output(output, force=force, as_file=is_document_file(output), source=None if source == STANDARD else source)
-    job = Job(model_folder.resolve(), settings.predict, PredictionOutput(output).ending, facts)
     with PredictionOutput(output, settings.predict.documents_per_file) as writer:
+        job = Job(model_folder.resolve(), digest, settings.predict, writer.ending, facts)
         piped = source == STANDARD
         if piped:
             source, from_format = spool(sys.stdin.buffer, writer.folder, from_format), "jsonl"
         reading = Reading(source, from_format, settings.predict.documents_per_chunk, shard or WHOLE)
         check = Check(writer.reject)
-        for _ in reading.sources(check.report):
-            pass
         with _open_engine(engine_name, job) as engine:
             with progress("checking", None, "documents") as advance:
                 left_out = check_all(engine, reading, check, advance)
@@ -185,14 +185,13 @@ def run_predict(
                 raise invalid_documents(check.report)
             if not (check.report.documents or check.report.rejected or piped or shard):
                 raise NertoolError(f"{source} holds no documents")
-            decisive = settings.predict.model_dump(exclude={"workers", "documents_per_file"})
-            writer.resume({"model": digest, "documents": check.digest, "predict": decisive, "ending": job.ending})
-            if writer.done:
-                say(f"going on after {writer.documents:,} documents that are done")
+            writer.resume({**decisive, "documents": check.digest, "compression": Path(writer.ending).suffix})
             reading = replace(reading, done=writer.done, left_out=left_out)
             with progress("predicting", check.report.documents, "documents", writer.documents) as advance:
                 rate = Rate()
-                for chunk in engine.predict(reading):
+                for chunk in predict_checked(engine, reading, check.digests):
+                    if parts and writer.runs_on is None:  # on the first machine that runs it
+                        check_parts(output.parent, {**parts, "runs_on": chunk.runs_on}, force=False)
                     writer.write(chunk.key, chunk.data, chunk.documents, chunk.entities, chunk.runs_on)
                     advance(writer.documents, rate.note(documents=chunk.documents, tokens=chunk.tokens))
         writer.finish()
@@ -204,6 +203,18 @@ def run_predict(
         "runs_on": writer.runs_on,
         "read": check.report.to_json(),
     }
+
+
+def _what_parts_share(source: Path, output: Path, settings: Any, from_format: str | None) -> dict[str, Any]:
+    """Returns what all shards must have alike besides what decides on the entities; None: not known yet."""
+    from nertool.chunks import describe_files
+    from nertool.errors import NertoolError
+    from nertool.formats.output import is_document_file
+
+    if is_document_file(output) or source == STANDARD:
+        raise NertoolError("--shard makes a folder of parts, of files that every shard can read", "name a folder")
+    run_by = settings.predict.model_dump(include={"engine", "device", "precision"})
+    return {**run_by, "files": describe_files(source, from_format), "runs_on": None}
 
 
 def _predict_to_stdout(model: Path, source: Path, settings: Any, from_format: str | None, engine_name: Any) -> None:
