@@ -136,7 +136,7 @@ def confidence_intervals(scores: Scores, samples: int, seed: int) -> dict[str, d
     drawing entities would make the intervals too narrow. Samples where the number is 0/0 are left out. `None` stands
     for an interval that can't be: no samples, fewer than two documents, or 0/0 in every sample.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. How often they hold the truth,
-    and that BCa and t intervals do no better from 30 documents on: docs/log.md.
+    and that BCa and t intervals do no better, was measured: docs/log.md.
     """
     drawn = resampled(scores.counts, samples, seed)
     return {name: percentile_interval(values, samples) for name, values in numbers(drawn, scores).items()}
