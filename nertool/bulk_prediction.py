@@ -5,7 +5,7 @@ What works on the chunks is behind `Engine`: processes of this machine here, a R
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -139,6 +139,10 @@ class Reading:
     shard: Shard = WHOLE
     done: frozenset[str] = frozenset()
     left_out: dict[str, frozenset[int]] = field(default_factory=dict)
+
+    def absolute(self) -> "Reading":
+        """Returns the same for processes with another current folder; links stay, as their names tell formats."""
+        return replace(self, path=self.path.absolute())
 
     def sources(self, report: ReadReport | None = None) -> Iterator[Source]:
         """Yields the files; `report` is told which are no documents."""

@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING, Any, Self
 
 from nertool.artefacts import read_facts
@@ -52,24 +52,30 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is worked on here is nobody else's business
         # What it tells of its own doings would stand between our lines; what went wrong it raises.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        logging.disable(logging.WARNING)
-        self._stdout = redirect_stdout(sys.stderr)  # to which it prints
-        self._stdout.__enter__()
-        import ray  # noqa: PLC0415 (an optional package)
+        with ExitStack() as stack:
+            logging.disable(logging.WARNING)
+            stack.callback(logging.disable, logging.NOTSET)
+            stack.enter_context(redirect_stdout(sys.stderr))  # to which it prints
+            import ray  # noqa: PLC0415 (an optional package)
 
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.target_max_block_size = 1  # so that each chunk can go to another actor
-        self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            stack.callback(ray.shutdown)
+            try:
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                where = os.environ.get("RAY_ADDRESS")
+                raise NertoolError(
+                    f"Ray can't be started or reached: {_lines(error)[0]}",
+                    f"RAY_ADDRESS is {where}; is that the cluster's address?" if where else "ray status says more",
+                ) from error
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.target_max_block_size = 1  # so that each chunk can go to another actor
+            self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        import ray  # noqa: PLC0415
-
-        ray.shutdown()
-        self._stdout.__exit__(None, None, None)
-        logging.disable(logging.NOTSET)
+        self._stack.close()
 
     def check(self, reading: Reading) -> Iterator[CheckedChunk]:
         """Looks at chunks; see `bulk_prediction.Engine`."""
@@ -106,6 +112,7 @@ class RayEngine:
     def _chunks(self, reading: Reading, *, ordered: bool) -> "Dataset | None":
         import ray  # noqa: PLC0415
 
+        reading = reading.absolute()  # nodes have other current folders
         sources = [pickle.dumps(source) for source in reading.sources()]
         if not sources:
             return None
@@ -147,5 +154,8 @@ def _results(rows: "Dataset") -> Iterator[Any]:
         causes = [error, error.__cause__, getattr(error, "cause", None)]
         if ours := next((cause for cause in causes if isinstance(cause, NertoolError)), None):
             raise ours from None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise NertoolError(f"Ray gave up: {reason}", "the same command goes on where it was") from error
+        raise NertoolError(f"Ray gave up: {_lines(error)[-1]}", "the same command goes on where it was") from error
+
+
+def _lines(error: Exception) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]

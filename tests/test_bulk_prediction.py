@@ -2,6 +2,8 @@
 
 import io
 import json
+import logging
+import os
 import random
 import re
 import shutil
@@ -453,6 +455,28 @@ def test_ray_must_be_installed_and_no_gpu_is_invented(folder: Path, monkeypatch:
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     message = refuse("predict", folder / "model", folder / "documents", "out.jsonl", "--engine", "ray")
     assert "ray is not installed" in message and "nertool[ray]" in message
+
+
+def test_a_ray_cluster_that_is_not_there_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    stdout = sys.stdout
+
+    def nobody(**options: Any) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "init", nobody)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    message = refuse("predict", folder / "model", folder / "documents", "out.jsonl", "--engine", "ray")
+    assert "Ray can't be started or reached: ray client connection timeout" in message and "192.0.2.1:6379" in message
+    assert sys.stdout is stdout and logging.root.manager.disable == logging.NOTSET
+
+
+def test_ray_reads_by_paths_that_do_not_depend_on_where_a_process_is(folder: Path) -> None:
+    Path("documents").symlink_to(folder / "documents")
+    reading = bulk_prediction.Reading(Path("documents"), None, 7).absolute()
+    os.chdir("/")
+    assert [len(source.files) for source in reading.sources()] == [7, 7, 6]
+    assert reading.path.name == "documents"
 
 
 def test_the_marks_of_a_run_go_away_with_it(folder: Path) -> None:
