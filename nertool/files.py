@@ -134,7 +134,7 @@ def check_output(path: Path, *, force: bool, as_file: bool = False, source: Path
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.name}.probe")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another command may be looking, too
     except OSError as error:
         raise NertoolError(f"cannot write {path}: {error.strerror or error}", "choose another output") from error
     if path.is_dir() and path.is_symlink():

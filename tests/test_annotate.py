@@ -963,3 +963,6 @@ def test_shards_together_are_the_whole():
     ]
     assert sorted(lines) == sorted(Path("whole.jsonl").read_bytes().splitlines())
     assert "parts: 3 there, 2 now" in refuse("annotate", SAMPLE / "texts", "parts", *recorded, "--shard", "1/2")
+    texts = shutil.copytree(SAMPLE / "texts", Path("texts"))
+    (texts / "a.txt").write_text("Each document after it would be in another part.")
+    assert "made otherwise (files: " in refuse("annotate", texts, "parts", *recorded, "--shard", "1/3")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,12 @@ def test_write_atomic_leaves_the_old_content_when_syncing_fails(tmp_path, monkey
     with pytest.raises(OSError, match="No space"):
         write_atomic(file, b"new")
     assert content_of(tmp_path) == {"file": b"old"}
+
+
+def test_many_commands_may_look_at_a_place_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: check_output(tmp_path / "out", force=False), range(2000)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_never_sees_a_part_of_a_file(tmp_path):

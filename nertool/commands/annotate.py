@@ -106,7 +106,7 @@ def run_annotate(
         NertoolError: If something is wrong with input, settings, endpoint or answers, or if answers are missing.
     """
     from nertool.annotation_run import AnnotationRun, ask_and_write, plan_requests, replay_and_write
-    from nertool.chunks import WHOLE
+    from nertool.chunks import WHOLE, describe_files
     from nertool.entity_classes import load_classes
     from nertool.errors import NertoolError
     from nertool.files import check_output, recover_folder
@@ -122,7 +122,8 @@ def run_annotate(
         if is_document_file(output):
             raise NertoolError("--shard makes a folder of parts", "name a folder")
         if not dry_run:
-            check_parts(output, {"llm": settings.annotate.model, "parts": shard.of}, force=force)
+            facts = {"llm": settings.annotate.model, "files": describe_files(source), "parts": shard.of}
+            check_parts(output, facts, force=force)
         output = part_of(output, shard.number, shard.of)
     run = AnnotationRun(source, output, settings, classes, shard or WHOLE)
     if dry_run:
