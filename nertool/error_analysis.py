@@ -173,6 +173,7 @@ class _Side:
         self.entities = sorted(entities, key=lambda entity: (_spans(entity), entity.label))
         self.spans = list(map(_spans, self.entities))
         self.characters = list(map(_characters, self.spans))
+        self.sizes = list(map(_size, self.characters))
         self.left = dict.fromkeys(range(len(self.entities)))
 
     def of_label(self, label: str) -> list[int]:
@@ -203,10 +204,9 @@ def _similarities(
             for other_start, other_end, number in parts[near]:
                 if other_end > start:
                     shared[number] += min(end, other_end) - max(start, other_start)
-        size = _size(golds.characters[gold])
         if shared:
             found[gold] = {
-                number: count / (size + _size(predictions.characters[number]) - count)
+                number: count / (golds.sizes[gold] + predictions.sizes[number] - count)
                 for number, count in shared.items()
             }
     return found
