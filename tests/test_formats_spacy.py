@@ -194,6 +194,49 @@ def test_what_spacy_changed_in_a_file_of_nertools_is_so_afterwards(tmp_path):
     assert document_to_json(record.document) == document_to_json(Document("d", (Section("s", text, expected),)))
 
 
+def _ids(document: Document) -> list[object]:
+    return [one.extra.get("metadata", {}).get("identifiers") for one in document.sections[0].entities]
+
+
+def test_identifiers_that_spacy_changed_are_so_afterwards(tmp_path):
+    text = "IL-2 IL-6 TNF p53 EGFR"
+    places = [(0, 4), (5, 9), (10, 13), (14, 17), (18, 22)]
+    metadata: list[dict[str, object]] = [
+        {"identifiers": "3558", "score": 0.5}, {"identifiers": "old"}, {"identifiers": ["a", "b"]},
+        {"identifiers": "7157"}, {},
+    ]  # fmt: skip
+    entities = tuple(
+        entity(text, "gene", place, extra={"metadata": its}) for place, its in zip(places, metadata, strict=True)
+    )
+    path = write(tmp_path / "a.spacy", Document("d", (Section("s", text, entities),)))
+    (doc,) = docs_of(path)
+    spans = list(doc.spans["sc"])
+    spans[0].kb_id_, spans[1].kb_id_ = "9999", ""
+    doc.spans["sc"] = spans
+    linked = list(doc.ents)  # where spaCy's entity linker writes
+    linked[4].kb_id_ = "1956"
+    doc.set_ents([linked[2], linked[4]])
+    (record,) = read_spacy(save(path, [doc], store_user_data=True, attrs=["ENT_IOB", "ENT_TYPE", "ENT_KB_ID"]))
+    assert _ids(record.document) == ["9999", None, ["a", "b"], "7157", "1956"]
+    first, second, *_ = record.document.sections[0].entities
+    assert first.extra["metadata"] == {"identifiers": "9999", "score": 0.5} and first.namespace == entities[0].namespace
+    assert "metadata" not in second.extra
+
+
+def test_of_entities_on_one_place_each_keeps_its_identifiers(tmp_path):
+    entities = tuple(
+        entity("IL-2", "gene", (0, 4), extra={"_id": one, "metadata": {"identifiers": one}}) for one in ("1", "2", "3")
+    )
+    path = write(tmp_path / "a.spacy", Document("d", (Section("s", "IL-2", entities),)))
+    (doc,) = docs_of(path)
+    last, first = doc.spans["sc"][2], doc.spans["sc"][0]
+    first.kb_id_ = "4"
+    doc.spans["sc"] = [last, first]
+    (record,) = read_spacy(save(path, [doc], store_user_data=True))
+    assert [one.extra["_id"] for one in record.document.sections[0].entities] == ["1", "3"]
+    assert _ids(record.document) == ["4", "3"]
+
+
 def test_sections_find_together_wherever_they_are_in_the_file(tmp_path):
     sections = tuple(Section(f"n{number}", f"text {number}") for number in range(12))
     originals = [Document("a", sections, {"metadata": {"x": 1}}), Document("b", sections[:3]), Document("none", ())]

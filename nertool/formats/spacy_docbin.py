@@ -143,6 +143,12 @@ class _Part(NamedTuple):
     notes: Counter[str]
 
 
+class _Place(NamedTuple):
+    start: int
+    end: int
+    label: str
+
+
 def read_spacy(file: Path) -> Iterator[Record]:
     """Reads a DocBin; Docs that nertool wrote and that have the same id are sections of one document.
 
@@ -205,46 +211,83 @@ def _read_part(doc: "Doc") -> _Part:
     groups = {key: [_describe(span) for span in group] for key, group in doc.spans.items()}
     ents = [_describe(span) for span in doc.ents]
     spans = groups.pop(SPANS_KEY, []) or ents
+    linked = {place: kb_id for place, kb_id in ents if kb_id}
     notes = {
-        OTHER_ENTS: len({span[:3] for span in ents} - {span[:3] for span in spans}),
+        OTHER_ENTS: len({place for place, _ in ents} - {place for place, _ in spans}),
         OTHER_SPANS: sum(map(len, groups.values())),
         OTHER_FACTS: int(len(doc) > 0 and (bool(doc.cats) or any(map(doc.has_annotation, _LINGUISTIC)))),
     }
     identifier, facts = doc.user_data.get("id"), doc.user_data.get(_FACTS)
     if not isinstance(identifier, str) or not isinstance(facts, str):
-        plain = {"name": _SECTION, "text": doc.text, "entities": _match(spans, [], doc.text)}
+        plain = {"name": _SECTION, "text": doc.text, "entities": _match(spans, linked, [], doc.text)}
         return _Part(None, {}, 0, orjson.dumps(plain), +Counter(notes))
     known = _Facts.model_validate(orjson.loads(facts))
     number = doc.user_data["section"]
     if number is not None and type(number) is not int:
         raise ValueError(f"user_data['section'] must be a number, not {number!r}")
-    entities = _match(spans, known.section.get("entities", []), doc.text)
+    entities = _match(spans, linked, known.section.get("entities", []), doc.text)
     section = {**known.section, "name": doc.user_data.get("name"), "text": doc.text, "entities": entities}
     return _Part(identifier, known.document, number, orjson.dumps(section), +Counter(notes))
 
 
-def _describe(span: "SpacySpan") -> tuple[int, int, str, str]:
-    return span.start_char, span.end_char, span.label_, span.kb_id_
+def _describe(span: "SpacySpan") -> tuple[_Place, str]:
+    return _Place(span.start_char, span.end_char, span.label_), span.kb_id_
 
 
 def _match(
-    spans: Sequence[tuple[int, int, str, str]], known: Sequence[dict[str, Any]], text: str
+    spans: Sequence[tuple[_Place, str]], linked: Mapping[_Place, str], known: Sequence[dict[str, Any]], text: str
 ) -> list[dict[str, Any]]:
-    """Returns KAZU's JSON of the entities: as it was written where it still fits the spans, which are the truth."""
-    places: defaultdict[tuple[int, int, str], deque[int]] = defaultdict(deque)
+    """Returns KAZU's JSON of the entities: as it was written where it still fits the spans, which are the truth.
+
+    Args:
+        spans: Where the entities are, and their `kb_id`s.
+        linked: The `kb_id`s of `doc.ents`, where spaCy's entity linker writes: the new ones of them count, too.
+        known: KAZU's JSON of the entities as they were written.
+        text: The section's text.
+    """
+    unchanged: defaultdict[tuple[_Place, str], deque[int]] = defaultdict(deque)
     entities: dict[int, dict[str, Any]] = {}
-    for place, entity in enumerate(known):
+    for number, entity in enumerate(known):
         if len(entity["spans"]) == 1:
-            places[entity["spans"][0]["start"], entity["spans"][0]["end"], entity["entity_class"]].append(place)
+            (span,) = entity["spans"]
+            unchanged[_Place(span["start"], span["end"], entity["entity_class"]), _kb_id(entity)].append(number)
         else:
-            entities[place] = entity
-    for place, (start, end, label, kb_id) in enumerate(spans, start=len(known)):
-        if same := places[start, end, label]:
+            entities[number] = entity
+    new = {place: kb_id for place, kb_id in linked.items() if (place, kb_id) not in unchanged}
+    changed = []
+    for number, (place, kb_id) in enumerate(spans, start=len(known)):
+        if same := unchanged[place, kb_id]:
             old = same.popleft()
-            entities[old] = known[old]
+            entities[old] = _with_kb_id(known[old], new.pop(place, kb_id))
         else:
-            entities[place] = {
-                "entity_class": label, "match": text[start:end], "namespace": _NAMESPACE,
-                "spans": [{"start": start, "end": end}], **({"metadata": {"identifiers": kb_id}} if kb_id else {}),
+            changed.append((number, place, kb_id))
+    left: defaultdict[_Place, deque[int]] = defaultdict(deque)
+    for number in sorted(number for numbers in unchanged.values() for number in numbers):
+        (span,) = known[number]["spans"]
+        left[_Place(span["start"], span["end"], known[number]["entity_class"])].append(number)
+    for number, place, kb_id in changed:
+        if same := left[place]:
+            old = same.popleft()
+            entities[old] = _with_kb_id(known[old], kb_id or new.pop(place, ""))
+        else:
+            entity = {
+                "entity_class": place.label, "match": text[place.start : place.end], "namespace": _NAMESPACE,
+                "spans": [{"start": place.start, "end": place.end}],
             }  # fmt: skip
-    return [entities[place] for place in sorted(entities)]
+            entities[number] = _with_kb_id(entity, kb_id or new.pop(place, ""))
+    return [entities[number] for number in sorted(entities)]
+
+
+def _kb_id(entity: Mapping[str, Any]) -> str:
+    """Returns what of an entity in KAZU's JSON is a span's `kb_id`."""
+    identifiers = entity.get("metadata", {}).get("identifiers")
+    return identifiers if isinstance(identifiers, str) else ""
+
+
+def _with_kb_id(entity: dict[str, Any], kb_id: str) -> dict[str, Any]:
+    if kb_id == _kb_id(entity):
+        return entity
+    metadata = {key: value for key, value in entity.get("metadata", {}).items() if key != "identifiers"}
+    metadata |= {"identifiers": kb_id} if kb_id else {}
+    others = {key: value for key, value in entity.items() if key != "metadata"}
+    return {**others, "metadata": metadata} if metadata else others
