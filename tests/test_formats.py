@@ -10,6 +10,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nertool.commands.convert import run_convert
 from nertool.documents import Document, Entity, Section, Span, document_to_json, dump_document
 from nertool.errors import NertoolError
 from nertool.formats import FORMATS, Format, ReadReport, Record, read_documents
@@ -349,6 +350,32 @@ def test_texts_are_written_and_what_they_cannot_hold_is_counted(tmp_path):
         "metadata and other facts of documents and sections": 1,
         "ids that are no file names": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "clashes"),
+    [
+        ("text", ["Case", "case", "CASE", "é", "É", "a"], 2),
+        ("brat", ["Case", "case", "CASE", "é", "É", "a"], 2),
+        ("pubtator", ["a|b", "a_b", "a\tb", "A_b", "c"], 2),
+        ("kazu", ["Case", "case"], 0),
+        ("conll", ["a|b", "a_b"], 0),
+    ],
+)
+def test_ids_that_become_equal_in_a_format_are_told_apart_and_counted(name, ids, clashes, tmp_path):
+    write(JsonlWriter, tmp_path / "in.jsonl", [make_document(one) for one in ids])
+    output = tmp_path / ("out" if FORMATS[name].folder else f"out.{name}")
+    result = run_convert(tmp_path / "in.jsonl", output, None, name, force=False, skip_invalid=False)
+    assert result["losses"].get("ids that are like another one's here, which got longer ones", 0) == clashes
+    again, _ = read(output, texts=True)
+    assert len({document.id.casefold() if name in ("text", "brat") else document.id for document in again}) == len(ids)
+
+
+def test_an_id_that_would_make_a_text_something_else_is_counted(tmp_path):
+    document = Document("x.pubtator", (Section("text", "IL-2"),))
+    write(TextWriter, tmp_path / "out", [document])
+    ((again,), _) = read(tmp_path / "out", texts=True)
+    assert again.id != document.id and text_losses(document) == {"ids that are no file names": 1}
 
 
 def test_of_a_format_that_is_named_only_files_with_its_endings_are_read_if_there_are_any(tmp_path):

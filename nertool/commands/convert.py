@@ -78,10 +78,15 @@ def run_convert(
 
     check_output(output, force=force, as_file=not to.folder, source=source)
     losses: Counter[str] = Counter()
+    id_keys: set[str] = set()
     with progress("checking", None, "documents") as advance:
         for document in read(report):
             if to.losses is not None:
                 losses.update(to.losses(document))
+            if to.id_key is not None:
+                if (key := to.id_key(document.id)) in id_keys:
+                    losses["ids that are like another one's here, which got longer ones"] += 1
+                id_keys.add(key)
             advance(report.documents)
     for loss, count in losses.items():
         say(f"{to_name} can't hold: {count:,} {loss}")

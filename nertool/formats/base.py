@@ -34,6 +34,16 @@ def is_side_file(name: str) -> bool:
     return _SIDE_FILE.fullmatch(name) is not None
 
 
+def with_digest(name: str, identifier: str) -> str:
+    """Returns a name for an id whose own name is taken, or can't be used."""
+    return f"{name}%{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
+
+
+def file_name_key(identifier: str) -> str:
+    """Returns what is equal for ids whose files have the same name, on file systems that take `A` for `a`."""
+    return safe_file_name(identifier).casefold()
+
+
 class FileNames:
     """Gives the documents of one folder names for their files."""
 
@@ -53,7 +63,7 @@ class FileNames:
         name = safe_file_name(identifier)
         whole = f"{name}{ending}".casefold()
         if whole in self._taken or is_side_file(whole) or whole.endswith(_ENDINGS_WITHIN_ENDINGS):
-            name = f"{name}%{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
+            name = with_digest(name, identifier)
         self._taken.add(f"{name}{ending}".casefold())
         return f"{name}{ending}"
 
@@ -95,6 +105,8 @@ class Format(NamedTuple):
         writer: Writes documents, into a folder that is there if `folder`, else into a new file.
         losses: Counts what of a document the format can't hold: in words → how often. None: it holds everything.
         folder: Whether it has a file for each document, and so takes a folder.
+        id_key: Returns what is equal for ids that would be the same in this format; the later one of such ids gets a
+            longer one. None: all ids differ in it.
         read_raw: Where documents stand one after the other as JSON: gives the place and the bytes of each, and what is
             wrong if they can't be got at, without parsing them.
     """
@@ -104,6 +116,7 @@ class Format(NamedTuple):
     writer: type[Writer]
     losses: Callable[[Document], Counter[str]] | None = None
     folder: bool = False
+    id_key: Callable[[str], str] | None = None
     read_raw: Callable[[Path], Iterator[tuple[str, bytes, tuple[Problem, ...]]]] | None = None
 
 

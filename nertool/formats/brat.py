@@ -289,7 +289,7 @@ class BratWriter:
 
 def brat_losses(document: Document) -> Counter[str]:
     """Counts what of a document brat's files can't hold."""
-    losses = text_losses(document)
+    losses = text_losses(document, ".ann")
     losses["entities"] = 0
     losses["entities of nothing but line breaks (left out)"] = sum(
         not _fragments(section.text, entity.spans) for section in document.sections for entity in section.entities

@@ -8,7 +8,7 @@ from typing import Self
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Entity, Section, Span, match_text
-from nertool.formats.base import Record
+from nertool.formats.base import Record, with_digest
 
 _OFFSET = re.compile(r"[0-9]{1,18}")
 _RELATION_TYPE = re.compile(r"[A-Za-z]{2}")  # where an annotation has its start
@@ -106,6 +106,7 @@ class PubtatorWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._taken: set[str] = set()
 
     def __enter__(self) -> Self:
         self._file = self.path.open("w", encoding="utf-8", newline="\n")
@@ -116,7 +117,10 @@ class PubtatorWriter:
 
     def write(self, document: Document) -> None:
         """Writes a block of lines."""
-        identifier = _clean_id(document.id)
+        identifier = clean_id(document.id)
+        if identifier in self._taken:
+            identifier = with_digest(identifier, document.id)
+        self._taken.add(identifier)
         title, *rest = [_SEPARATORS.sub(" ", section.text) for section in document.sections] or [""]
         lines = [f"{identifier}|t|{title}", f"{identifier}|a|{' '.join(rest)}"]
         shift = 0
@@ -153,13 +157,14 @@ def pubtator_losses(document: Document) -> Counter[str]:
         "texts whose line breaks or tabs became spaces": sum(
             bool(_SEPARATORS.search(section.text)) for section in sections
         ),
-        "ids and classes whose separators were replaced": (_clean_id(document.id) != document.id)
+        "ids and classes whose separators were replaced": (clean_id(document.id) != document.id)
         + sum(bool(_SEPARATORS.search(entity.label)) for entity, _ in entities),
     }
     return +Counter(losses)
 
 
-def _clean_id(identifier: str) -> str:
+def clean_id(identifier: str) -> str:
+    """Returns an id without the characters that part it from what follows."""
     return re.sub(r"[|\t\r\n]|^\ufeff", "_", identifier) or "_"
 
 

@@ -11,7 +11,7 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError, nearest_name
 from nertool.files import write_atomic
-from nertool.formats.base import Format, ReadReport, Record, Rejected, is_side_file
+from nertool.formats.base import Format, ReadReport, Record, Rejected, file_name_key, is_side_file
 from nertool.formats.bioc_format import read_bioc
 from nertool.formats.bioc_writer import BiocWriter
 from nertool.formats.brat import CONFIGURATION_FILES, BratWriter, brat_losses, read_brat, text_file
@@ -21,15 +21,15 @@ from nertool.formats.datasets_rows import DatasetsWriter, read_datasets
 from nertool.formats.jsonl import JsonlWriter, read_jsonl, read_raw_lines
 from nertool.formats.kazu import KazuWriter, read_kazu
 from nertool.formats.label_studio_json import LabelStudioWriter, label_studio_losses, read_label_studio
-from nertool.formats.pubtator import PubtatorWriter, pubtator_losses, read_pubtator
+from nertool.formats.pubtator import PubtatorWriter, clean_id, pubtator_losses, read_pubtator
 from nertool.formats.spacy_docbin import SpacyWriter, read_spacy
 from nertool.formats.text import TextWriter, read_text, text_losses
 
 FORMATS = {
-    "pubtator": Format((".pubtator", ".pubtator.txt"), read_pubtator, PubtatorWriter, pubtator_losses),
+    "pubtator": Format((".pubtator", ".pubtator.txt"), read_pubtator, PubtatorWriter, pubtator_losses, id_key=clean_id),
     "labelstudio": Format((".labelstudio.json",), read_label_studio, LabelStudioWriter, label_studio_losses),
     "bioc": Format((".bioc.xml", ".bioc.json", ".xml"), read_bioc, BiocWriter),
-    "brat": Format((".ann",), read_brat, BratWriter, brat_losses, folder=True),
+    "brat": Format((".ann",), read_brat, BratWriter, brat_losses, folder=True, id_key=file_name_key),
     "conll": Format((".conll", ".iob", ".iob2", ".bio"), read_conll, ConllWriter, conll_losses),
     "conll-bioes": Format((".bioes",), read_conll, BioesConllWriter, conll_losses),
     "spacy": Format((".spacy",), read_spacy, SpacyWriter),
@@ -37,7 +37,7 @@ FORMATS = {
     # Below the formats whose endings end in theirs.
     "jsonl": Format((".jsonl", ".jsonl.gz", ".jsonl.zst"), read_jsonl, JsonlWriter, read_raw=read_raw_lines),
     "kazu": Format((".json",), read_kazu, KazuWriter, folder=True),
-    "text": Format((".txt",), read_text, TextWriter, text_losses, folder=True),
+    "text": Format((".txt",), read_text, TextWriter, text_losses, folder=True, id_key=file_name_key),
 }
 
 _PROBLEMS_SHOWN_PER_DOCUMENT = 5

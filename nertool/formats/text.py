@@ -7,7 +7,6 @@ from typing import Self
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Section
-from nertool.files import safe_file_name
 from nertool.formats.base import FileNames, Record
 
 SECTION = "text"
@@ -54,8 +53,8 @@ class TextWriter:
         (self.path / self._names.make(document.id, ".txt")).write_bytes(text.encode())
 
 
-def text_losses(document: Document) -> Counter[str]:
-    """Counts what of a document a plain text can't hold."""
+def text_losses(document: Document, ending: str = ".txt") -> Counter[str]:
+    """Counts what of a document a plain text can't hold, in a file that ends so."""
     sections = document.sections
     losses = {
         "entities": sum(len(section.entities) for section in sections),
@@ -63,6 +62,6 @@ def text_losses(document: Document) -> Counter[str]:
         "section names": sum(section.name != SECTION for section in sections),
         "metadata and other facts of documents and sections": bool(document.extra)
         + sum(bool(section.extra) for section in sections),
-        "ids that are no file names": int(safe_file_name(document.id) != document.id),
+        "ids that are no file names": int(FileNames().make(document.id, ending) != f"{document.id}{ending}"),
     }
     return +Counter(losses)
