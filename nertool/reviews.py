@@ -162,16 +162,24 @@ def read_review(task: Mapping[str, Any], users: Mapping[int, str]) -> Review | N
 
 
 def read_reviews(tasks: Iterable[Mapping[str, Any]], users: Mapping[int, str]) -> list[Review]:
-    """Reads all sections, sorted; tasks that are copies of one section count as one, with the opinions of all."""
+    """Reads all sections, sorted; tasks that are copies of one section count as one, with the opinions of all.
+
+    What people did with a copy that has another text is not used, and is a problem of the section.
+    """
     by_section: dict[str, dict[str, Any]] = {}
+    others: defaultdict[str, list[str]] = defaultdict(list)
     for task in tasks:
         if meta_of(task) is not None:
             first = by_section.setdefault(task["data"][ID_FIELD], {**task, "annotations": [], "drafts": []})
             if first["data"][TEXT] == task["data"][TEXT]:
                 first["annotations"] += task.get("annotations", [])
                 first["drafts"] += task.get("drafts", [])
-    reviews = (read_review(task, users) for task in by_section.values())
-    return sorted((one for one in reviews if one is not None), key=lambda review: (review.document, review.index))
+            elif has_peoples_work(task):
+                said = f"task {task.get('id')} has another text for this section; what people did there is not used"
+                others[task["data"][ID_FIELD]].append(said)
+    found = (read_review(task, users) for task in by_section.values())
+    reviews = [replace(one, problems=(*one.problems, *others[one.key])) for one in found if one is not None]
+    return sorted(reviews, key=lambda review: (review.document, review.index))
 
 
 def reviewed_documents(reviews: Iterable[Review], *, only_reviewed: bool) -> list[Document]:

@@ -87,6 +87,15 @@ def test_copies_of_a_section_are_one_with_the_opinions_of_all() -> None:
     assert (review.status, len(review.opinions)) == ("conflict", 2)
 
 
+def test_work_on_another_text_of_a_section_is_told_and_not_used() -> None:
+    other = {**task(annotation(LIVER, person=3)), "id": 6}
+    other["data"] = {**other["data"], "text": f"{TEXT}!"}
+    untouched = {**task(), "id": 7, "data": other["data"]}
+    (review,) = read_reviews([task(annotation(LUNG)), other, untouched], USERS)
+    assert (review.status, review.section.text, len(review.opinions)) == ("corrected", TEXT, 1)
+    assert review.problems == ("task 6 has another text for this section; what people did there is not used",)
+
+
 def test_a_pulled_section_keeps_its_number_though_others_were_left_out() -> None:
     (document,) = reviewed_documents([replace(read(annotation(LUNG)), index=3)], only_reviewed=True)
     assert [item.key for item in make_items(document, has_gold=True)] == ["d#3"]
