@@ -15,6 +15,7 @@ from nertool.formats import label_studio_json as ls
 from nertool.formats.pubtator import RELATIONS
 from nertool.labelling_config import make_config
 from nertool.labelling_tasks import mentions
+from nertool.reviews import sent_before_review
 from tests.document_strategies import documents
 
 TEXT = "🧬 lung and liver cancer"
@@ -147,6 +148,8 @@ def test_corrections_are_read_as_ls_sync_pull_reads_them(tmp_path: Path) -> None
     document, notes = only(read(tasks, tmp_path))
     assert document.sections[0].entities == (LUNG,)  # with its namespace, as it was sent
     assert document.sections[2].entities == DOCUMENT.sections[2].entities
+    assert sent_before_review(document.sections[0]) == DOCUMENT.sections[0].entities
+    del document.sections[0].extra["metadata"]["label_studio"]["sent"]
     assert document.sections[0].extra["metadata"] == {
         "source": "x",
         "label_studio": {
@@ -197,6 +200,17 @@ def test_copies_of_a_section_are_read_as_one(tmp_path: Path) -> None:
     document, notes = only(read([*tasks, tasks[0]], tmp_path))
     assert document == DOCUMENT
     assert notes == {ls.COPIES: 1}
+
+
+def test_two_texts_for_one_section_are_a_problem(tmp_path: Path) -> None:
+    tasks = write(tmp_path, DOCUMENT, replace(DOCUMENT, id="good"))
+    second = json.loads(json.dumps(tasks[0])) | {"id": 99}
+    second["data"]["text"] += "!"
+    bad, good = read([*tasks, second], tmp_path)
+    assert [str(problem) for problem in bad.problems] == [
+        "task 99: has another text than [0], which is the same section"
+    ]
+    assert good.document == replace(DOCUMENT, id="good")
 
 
 def test_a_misplaced_region_makes_its_document_invalid_and_only_that(tmp_path: Path) -> None:

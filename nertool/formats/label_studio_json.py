@@ -19,6 +19,7 @@ from nertool.formats.kazu import parse_record
 from nertool.formats.pubtator import RELATIONS
 from nertool.labelling_config import JOIN_RELATION, TEXT
 from nertool.labelling_tasks import (
+    ID_FIELD,
     META_KEY,
     NAMESPACE,
     Item,
@@ -123,7 +124,12 @@ def _own_document(places: list[_Place], problems: list[Problem], notes: Counter[
     reviews = [_with_prediction(review, places, notes) for review in read_reviews([task for _, task in places], {})]
     notes[COPIES] += len(places) - len(reviews)
     troubled = any(review.problems for review in reviews)
+    first: dict[str, _Place] = {}
     for number, task in places:
+        same = first.setdefault(task["data"][ID_FIELD], _Place(number, task))
+        if same.task["data"][TEXT] != task["data"][TEXT]:
+            reason = f"has another text than {_name(*same)}, which is the same section"
+            problems.append(Problem(_name(number, task), reason))
         notes[DRAFTS] += len(task.get("drafts") or ())
         for annotation in task.get("annotations") or ():
             if annotation.get("was_cancelled"):
