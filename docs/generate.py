@@ -20,16 +20,9 @@ from typer.models import OptionInfo
 
 from nertool.cli import app
 from nertool.settings import ENVIRONMENT_PREFIX, Settings
+from nertool.settings_file import ranges_in_words, type_in_words
 
 REFERENCE = Path(__file__).parent / "reference"
-_TYPES = {
-    "boolean": "true or false",
-    "integer": "whole number",
-    "number": "number",
-    "string": "text",
-    "null": "unset",
-    "object": "table",
-}
 _NOTE = "<!-- Written by docs/generate.py from {source}. Change it there, then run: python docs/generate.py -->"
 
 
@@ -49,9 +42,9 @@ def settings_page() -> str:
         lines += [f"## `{section}`", "", schema["description"], ""]
         for name, rule in schema["properties"].items():
             facts = [
-                _type(rule),
+                type_in_words(rule),
                 f"default {_value(rule['default'])}",
-                *_range(rule),
+                *ranges_in_words(rule),
                 f"`{ENVIRONMENT_PREFIX}{section.upper()}__{name.upper()}`",
             ]
             lines += [f"### `{section}.{name}`", "", rule["description"], "", " · ".join(facts), ""]
@@ -134,27 +127,6 @@ def outdated() -> Iterator[str]:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         if old != (new := page()):
             yield "".join(difflib.unified_diff(old.splitlines(True), new.splitlines(True), str(path), "from the code"))
-
-
-def _type(rule: dict[str, Any]) -> str:
-    if "enum" in rule:
-        return "one of " + ", ".join(f"`{value}`" for value in rule["enum"])
-    if "anyOf" in rule:
-        return " or ".join(_type(choice) for choice in rule["anyOf"] if choice.get("type") != "null")
-    if rule["type"] == "array":
-        item = rule["prefixItems"][0] if "prefixItems" in rule else rule["items"]
-        return f"list of {rule.get('minItems', '')} {_TYPES[item['type']]}s".replace("  ", " ")
-    return {"path": "path", "password": "secret"}.get(rule.get("format", "")) or _TYPES[rule["type"]]
-
-
-def _range(rule: dict[str, Any]) -> list[str]:
-    if "anyOf" in rule:
-        return [text for choice in rule["anyOf"] for text in _range(choice)]
-    if "prefixItems" in rule:
-        return [f"each {text}" for text in _range(rule["prefixItems"][0])]
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {rule[key]:g}" for key, sign in signs.items() if key in rule]
-    return [" and ".join(bounds)] if bounds else []
 
 
 def _value(value: Any) -> str:

@@ -19,6 +19,7 @@ from nertool.commands import (
     export,
     ls_sync,
     predict,
+    settings,
     split,
     train,
 )
@@ -50,7 +51,7 @@ def _main(
 
 for _command in (
     demo.demo, convert.convert, annotate.annotate, split.split, cache.cache, train.train, evaluate.evaluate,
-    audit.audit, distill.distill, export.export, predict.predict,
+    audit.audit, distill.distill, export.export, predict.predict, settings.settings,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(ls_sync.ls_sync)

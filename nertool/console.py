@@ -102,6 +102,12 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def print_text(text: str) -> None:
+    """Prints what programs may read, and isn't JSON, on stdout."""
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.flush()
+
+
 @contextmanager
 def progress(task: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
     """Shows how far a task is: a live bar on a terminal, elsewhere a plain line now and then.

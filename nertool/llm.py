@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -100,7 +99,7 @@ class Llm:
 
     def __init__(self, settings: AnnotateSettings, on_retry: Callable[[str], None]) -> None:
         self.stopping = False  # no more retries: the run is about to end
-        self.endpoint = _without_secrets(settings.base_url)
+        self.endpoint = settings.base_url
         self._settings = settings
         self._on_retry = on_retry
         self._secret = settings.api_key.get_secret_value() if settings.api_key else ""
@@ -267,16 +266,6 @@ def _settings_hint(reason: str) -> str | None:
     if "max_completion_tokens" in reason:
         return "unset annotate.max_answer_tokens and use --set 'annotate.extra_body={max_tokens=4096}'"
     return None
-
-
-def _without_secrets(url: str) -> str:
-    """Returns a URL without user, password and query."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "(no valid URL)"
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}" if parts.hostname else "(no valid URL)"
 
 
 def _count(value: Any) -> int | None:

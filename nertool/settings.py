@@ -37,6 +37,21 @@ def _sendable(key: SecretStr | None) -> SecretStr | None:
     return SecretStr(plain) if plain else None
 
 
+def _address(url: str) -> str:
+    """Refuses what is no address, and secrets in one: addresses are shown, and saved beside what came from there."""
+    plain = url.strip().rstrip("/")
+    try:
+        parts = urlsplit(plain)
+        complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # its text may be what stands where the port should be, and so a secret
+        complete = False
+    if not complete:
+        raise ValueError("an address looks like http://localhost:8080 or https://host/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("an address has no user, password or query in it; the key has a setting of its own")
+    return plain
+
+
 class DataSettings(_Part):
     """Reading and splitting documents."""
 
@@ -309,6 +324,7 @@ class AnnotateSettings(_Part):
         description="Share of characters that must agree where a mention is found in no other way; 1: never guess.",
     )  # fmt: skip
 
+    _is_an_address = field_validator("base_url")(_address)
     _key_is_sendable = field_validator("api_key")(_sendable)
 
     @model_validator(mode="after")
@@ -349,17 +365,7 @@ class LabelStudioSettings(_Part):
         5, description="With `--ls-project`: versions of a run's predictions that are kept. Unset: all."
     )
 
-    @field_validator("url")
-    @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        plain = url.strip().rstrip("/")
-        parts = urlsplit(plain)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("an address looks like http://localhost:8080 or https://host/label-studio")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("an address has no user, password or query in it; the token has a setting of its own")
-        return plain
-
+    _is_an_address = field_validator("url")(_address)
     _token_is_sendable = field_validator("token")(_sendable)
 
 
@@ -414,6 +420,20 @@ def load_settings(
         NertoolError: With every unknown name (and the nearest right one) and every value out of range, and where it
             came from.
     """
+    return trace_settings(config_file, assignments, options, environment)[0]
+
+
+def trace_settings(
+    config_file: Path | None = None,
+    assignments: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Settings, dict[str, str]]:
+    """Does what `load_settings` does, and tells where each value that isn't the default came from.
+
+    Returns:
+        The settings; and dotted name → file, environment variable, `--set …` or `command line`.
+    """
     merged: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
@@ -434,17 +454,17 @@ def load_settings(
             known = {f"{section}.{field}" for field in part.model_fields}
             problems.append(f"{origin}: unknown setting {name!r}{nearest_name(name, known)}")
             continue
-        merged.setdefault(section, {})[key] = str(value) if name in _SECRETS else value
+        merged.setdefault(section, {})[key] = str(value) if name in SECRETS else value
         origins[name] = origin
     try:
         settings = Settings(**merged)  # type: ignore[arg-type]
     except ValidationError as error:
         for item in error.errors():
             name = ".".join(map(str, item["loc"][:2]))
-            given = "" if name in _SECRETS or item["type"] == "value_error" else f", not {item['input']!r}"
+            given = "" if name in SECRETS or item["type"] == "value_error" else f", not {item['input']!r}"
             problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}{given}")
     if not problems:
-        return settings
+        return settings, origins
     raise NertoolError(
         "\n".join(problems), 'lists are written as in TOML: ["a", "b"]; docs/reference/settings.md lists every setting'
     )
@@ -460,7 +480,7 @@ _NAMES = {
     for section, part in Settings.model_fields.items()
     for key in part.annotation.model_fields  # type: ignore[union-attr]
 }
-_SECRETS = {
+SECRETS = {
     f"{section}.{key}"
     for section, part in Settings.model_fields.items()
     for key, field in part.annotation.model_fields.items()  # type: ignore[union-attr]
@@ -500,8 +520,8 @@ def _assignment_layer(assignments: Sequence[str], problems: list[str]) -> list[L
     layers: list[Layer] = []
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        # What a misspelt name was given may be a secret, if it is as long as one.
-        hidden = name.strip() not in _NAMES and len(text) > _LONGEST_PLAIN_VALUE
+        # What a misspelt name was given may be a secret, if it is as long as one; and there may be one in an address.
+        hidden = name.strip().endswith("url") or (name.strip() not in _NAMES and len(text) > _LONGEST_PLAIN_VALUE)
         origin = f"--set {f'{name}=…' if hidden else _SECRET_VALUE.sub('…', assignment)}"
         if not equals:
             problems.append(f"{origin}: write --set SECTION.NAME=VALUE")
@@ -512,7 +532,7 @@ def _assignment_layer(assignments: Sequence[str], problems: list[str]) -> list[L
 
 def _value(name: str, text: str) -> Any:
     """Reads a value as TOML does where it is TOML (numbers, true, lists); all else is a string, and so are secrets."""
-    if name in _SECRETS:
+    if name in SECRETS:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]

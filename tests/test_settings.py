@@ -204,3 +204,22 @@ def test_every_setting_says_what_it_means():
     for part in Settings.model_fields.values():
         for field in part.annotation.model_fields.values():
             assert field.description
+
+
+@pytest.mark.parametrize("name", ["annotate.base_url", "label_studio.url"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user:canary-2291@host/v1", "https://canary-2291@host", "https://host/v1?key=canary-2291", "http://host#canary-2291",
+        "http://user:canary-2291", "canary-2291", "ftp://canary-2291", "http://[canary-2291",
+    ],
+)  # fmt: skip
+def test_addresses_with_secrets_in_them_are_refused_and_not_shown(name, address):
+    for origin in ({"options": {name: address}}, {"assignments": [f"{name}={address}"]}):
+        (problem,) = problems_of(**origin)
+        assert "an address" in problem and "canary" not in problem
+
+
+def test_addresses_lose_the_slash_at_their_end():
+    settings = load(assignments=["annotate.base_url=https://host:8000/v1/"])
+    assert settings.annotate.base_url == "https://host:8000/v1"
