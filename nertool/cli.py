@@ -15,6 +15,7 @@ from nertool.commands import (
     convert,
     demo,
     distill,
+    doctor,
     evaluate,
     export,
     ls_sync,
@@ -51,7 +52,7 @@ def _main(
 
 for _command in (
     demo.demo, convert.convert, annotate.annotate, split.split, cache.cache, train.train, evaluate.evaluate,
-    audit.audit, distill.distill, export.export, predict.predict, settings.settings,
+    audit.audit, distill.distill, export.export, predict.predict, settings.settings, doctor.doctor,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(ls_sync.ls_sync)

@@ -165,6 +165,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def size(count: float) -> str:
+    """Returns a number of bytes for people: `820 kB`, `45 MB`, `1.3 GB`."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 999.5 and len(units) > 1:
+        count /= 1000
+        del units[0]
+    decimals = 1 if units[0] in ("GB", "TB") and count < 9.95 else 0
+    return f"{count:.{decimals}f} {units[0]}"
+
+
 class _PlainProgress:
     def __init__(self, task: str, total: int | None, unit: str, done_before: int) -> None:
         self.task = task

@@ -117,6 +117,10 @@ class Server:
         """Returns where people find a project."""
         return f"{self.url}/projects/{project}/data"
 
+    def version(self) -> str:
+        """Returns the server's version."""
+        return str(self.patiently(lambda: self._get("api/version", {})).get("release", "unknown"))
+
     # Projects
 
     def projects(self) -> list[Project]:
