@@ -1,6 +1,7 @@
-"""What a model folder says of itself: `nertool.json`, and whether its files are whole.
+"""What a model folder says of itself: `nertool.json`, its model card, and whether its files are whole.
 
-A trained model and an exported one have it alike, and nothing here needs torch.
+A trained model and an exported one have it alike, and nothing here needs torch. The card, `README.md`, is made of
+`nertool.json` whenever that is written, so it never tells anything else.
 """
 
 import hashlib
@@ -11,14 +12,17 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from nertool import __version__
 from nertool.errors import NertoolError
-from nertool.files import read_json, write_json
+from nertool.files import read_json, write_atomic, write_json
 from nertool.labels import LabelScheme
+from nertool.model_card import model_card
 from nertool.settings import WindowSettings
 
 NERTOOL_FILE = "nertool.json"
+CARD_FILE = "README.md"
 FORMAT_VERSION = 2
 
 
@@ -105,9 +109,38 @@ def check_files(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def write_facts(folder: Path, decisions: Decisions, facts: dict[str, Any]) -> None:
-    """Writes `nertool.json`: how to decide, and whatever else there is to tell."""
+    """Writes `nertool.json`: how to decide, and whatever else there is to tell; and the model card."""
     own = {"format": FORMAT_VERSION, "nertool_version": __version__, **decisions.to_json()}
-    write_json(folder / NERTOOL_FILE, {**own, **facts})
+    _write(folder, {**own, **facts})
+
+
+def add_facts(folder: Path, **facts: Any) -> None:
+    """Tells more of a model, or something else than before, in `nertool.json` and the model card."""
+    _write(folder, {**read_facts(folder), **facts})
+
+
+def keep_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
+    """Keeps a model's scores; those on the same documents make room, but for an original's in an export.
+
+    Args:
+        folder: The model.
+        evaluation: What `kept_scores.kept_evaluation` returns.
+    """
+    known = read_facts(folder).get("evaluations", [])
+    same = [one["digest"] == evaluation["digest"] and not one["of_original"] for one in known]
+    if True in same:
+        known[same.index(True)] = evaluation
+    else:
+        known.append(evaluation)
+    add_facts(folder, evaluations=known)
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
+    if "threshold" in facts:  # of format 1
+        facts = {**facts, "format": FORMAT_VERSION, **Decisions.from_json(facts).to_json()}
+        del facts["threshold"]
+    write_json(folder / NERTOOL_FILE, facts)
+    write_atomic(folder / CARD_FILE, model_card(facts).encode())
 
 
 def change_thresholds(folder: Path, thresholds: Sequence[float], how: dict[str, Any]) -> None:
@@ -128,17 +161,18 @@ def change_thresholds(folder: Path, thresholds: Sequence[float], how: dict[str, 
             "tune the original, and export it again",
         )
     labels = facts["scheme"]["labels"]
-    facts |= {"format": FORMAT_VERSION, "thresholds": dict(zip(labels, thresholds, strict=True)), "tuned": how}
-    facts.pop("threshold", None)
-    write_json(folder / NERTOOL_FILE, facts)
+    add_facts(folder, thresholds=dict(zip(labels, thresholds, strict=True)), tuned=how)
 
 
 def model_digest(folder: Path) -> str:
-    """Returns a SHA-256 of what decides on a model's predictions: weights, configuration, tokenizer, nertool.json.
+    """Returns a SHA-256 of what decides on a model's predictions: weights, configuration, tokenizer, decisions.
 
-    What an exported model's files hold, its nertool.json says.
+    What an exported model's files hold, and which engine runs it, its nertool.json says. What else that tells, such as
+    scores, changes nothing.
     """
-    return _digest([*_network_files(folder), folder / NERTOOL_FILE])
+    facts = read_facts(folder)
+    decisive = [Decisions.from_json(facts).to_json(), facts.get("files"), facts.get("export")]
+    return _digest(_network_files(folder), orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS))
 
 
 def weights_digest(folder: Path) -> str:
@@ -151,8 +185,8 @@ def _network_files(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("*.safetensors")), *(path for path in others if path.is_file())]
 
 
-def _digest(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
+def _digest(files: Sequence[Path], more: bytes = b"") -> str:
+    digest = hashlib.sha256(more)
     for path in files:
         digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()

@@ -130,7 +130,6 @@ class CrossFit:
             facts = {
                 "train": {"documents": len(self.fold_of) - len(documents), "entities": total - _entities(documents)},
                 "eval": {"documents": len(documents), "entities": _entities(documents)},
-                "annotators": list(self.scanned.annotators),
             }
             try:
                 train_run(run, model, labelled_task(self.cache, model, windows), documents, settings, facts)

@@ -71,18 +71,36 @@ _Chunk = tuple[list[Document], list[bytes]]  # documents, and the same as JSON
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a first pass over the documents tells: how many, their classes and annotators, and a digest of it all."""
+    """What a first pass over the documents tells.
+
+    Args:
+        documents: How many there are.
+        labels: Class → number of entities.
+        annotators: Who annotated them → how many documents; `None` where only who is known.
+        digest: SHA-256 of it all.
+    """
 
     documents: int
     labels: Counter[str]
-    annotators: tuple[str, ...]
+    annotators: dict[str, int | None]
     digest: str
+
+    def to_json(self, name: str) -> dict[str, Any]:
+        """Returns what a model tells of the documents, which have a name."""
+        return {
+            "name": name,
+            "documents": self.documents,
+            "entities": self.labels.total(),
+            "classes": dict(self.labels),
+            "annotators": self.annotators,
+            "digest": self.digest,
+        }
 
 
 def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = lambda _: None) -> Scan:
     """Reads all documents once; `on_documents` is told how many are done."""
     labels: Counter[str] = Counter()
-    known: set[str] = set()
+    known: Counter[str] = Counter()
     digest = hashlib.sha256()
     count = 0
     for document in documents:
@@ -91,7 +109,7 @@ def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = la
         known.update(annotators(document))
         digest.update(hashlib.sha256(dump_document(document)).digest())
         on_documents(count)
-    return Scan(count, labels, tuple(sorted(known)), digest.hexdigest())
+    return Scan(count, labels, dict(sorted(known.items())), digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +165,7 @@ class _Encoder:
             "digests": _digests(lines).hex(),
             "labels": dict(sorted(counted.items())),
             "classes": list(scheme.labels),
-            "annotators": sorted({name for document in documents for name in annotators(document)}),
+            "annotators": Counter(name for document in documents for name in annotators(document)),
             "counts": {
                 "sections": len(sections),
                 "empty_sections": sum(not section.text.strip() for section in sections),
@@ -273,7 +291,7 @@ def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]],
     """Brings the targets of all chunks to the same channels, and writes the description."""
     labels: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    known: set[str] = set()
+    known: Counter[str] = Counter()
     digest = hashlib.sha256()
     total = Representation()
     for line in lines:
@@ -302,7 +320,7 @@ def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]],
             "counts": {
                 "documents": sum(line["documents"] for line in lines), **counts, "labels": dict(sorted(labels.items())),
             },
-            "annotators": sorted(known),
+            "annotators": known,
             "bytes_per_token_id": encoder.id_dtype.itemsize,
             "representation": total.to_json(),
         },

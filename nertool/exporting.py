@@ -1,6 +1,7 @@
 """A trained model → a folder for another engine, verified before it may be called finished."""
 
 import math
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nertool.artefacts import NERTOOL_FILE, file_digest, write_facts
+from nertool.artefacts import CARD_FILE, NERTOOL_FILE, file_digest, write_facts
 from nertool.console import say
 from nertool.documents import Section
 from nertool.engines import Longs, Tagger
@@ -23,6 +24,7 @@ from nertool.openvino_export import write_openvino
 from nertool.packing import padded_batches
 from nertool.settings import PredictSettings
 from nertool.verification import Parity, compare, refer, tokens_per_second
+from nertool.workers import usable_cores
 
 PRECISIONS = {
     "onnx": ("fp32", "fp16", "int8"),
@@ -116,10 +118,16 @@ def export(
     else:
         (folder / "tokenizer.json").write_text(model.tokenizer.backend.to_str(), encoding="utf-8")
         exported |= _write_for_engine(model, folder, form, precision, texts, least_agreement)
-    # People change the settings of KAZU's step.
-    files = [path for path in sorted(folder.iterdir()) if path.name != NERTOOL_FILE and path.suffix != ".yaml"]
+    # People change the settings of KAZU's step, and nertool the card.
+    own = (NERTOOL_FILE, CARD_FILE)
+    files = [path for path in sorted(folder.iterdir()) if path.name not in own and path.suffix != ".yaml"]
     facts = {**facts, "files": {path.name: file_digest(path) for path in files}}
-    exported |= {"bytes": sum(path.stat().st_size for path in files), "parity": {}, "tokens_per_second": {}}
+    exported |= {
+        "bytes": sum(path.stat().st_size for path in files),
+        "parity": {},
+        "tokens_per_second": {},
+        "measured_on": f"{usable_cores()} cores ({platform.machine()})",
+    }
     say("comparing it with the original")
     judged = refer(original, texts.judged)
     first, *others = ENGINES[form]

@@ -97,6 +97,11 @@ def safe_file_name(identifier: str) -> str:
     return escaped
 
 
+def last_part(path: Path) -> str:
+    """Returns what to call a file or folder where others read it: the last part of its path, as valid Unicode."""
+    return path.absolute().name.encode(errors="replace").decode()
+
+
 def partial_path(path: Path) -> Path:
     """Where the output `path` grows until it is whole: a hidden sibling, so that the last step is one rename."""
     return path.with_name(f".{path.name}.partial")

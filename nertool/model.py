@@ -16,6 +16,7 @@ from nertool.artefacts import Decisions, check_files, read_facts, write_facts
 from nertool.devices import autocast
 from nertool.engines import Tagger, choose_tokens_per_batch
 from nertool.errors import NertoolError
+from nertool.files import last_part
 from nertool.labels import LabelScheme
 from nertool.settings import ModelSettings, WindowSettings
 from nertool.windows import SectionTokenizer
@@ -156,6 +157,18 @@ def backbone_path(name: str) -> str:
     return name
 
 
+def shown_name(name: str) -> str:
+    """Returns what to call a backbone where others read it: a folder by its last part, else as it is."""
+    return name if hub_name(name) else last_part(Path(name))
+
+
+def hub_name(name: str) -> str | None:
+    """Returns a backbone's name on the Hugging Face hub; None for a folder."""
+    if name == "minilm":
+        return "sentence-transformers/all-MiniLM-L6-v2"  # the package says so
+    return None if Path(name).exists() or Path(name).is_absolute() else name
+
+
 def load_tokenizer(name: str) -> SectionTokenizer:
     """Loads the tokenizer of a backbone or of a trained model.
 
@@ -249,7 +262,7 @@ def load_network(folder: Path) -> "PreTrainedModel":
 
 
 def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
-    """Writes a model folder: config, one model.safetensors, tokenizer, nertool.json.
+    """Writes a model folder: config, one model.safetensors, tokenizer, nertool.json, model card.
 
     Args:
         model: The model.
@@ -258,7 +271,11 @@ def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
     """
     save_network(model.network, folder)
     model.hub_tokenizer.save_pretrained(folder)
-    write_facts(folder, model.decisions, {"torch_version": torch.__version__, **facts})
+    size = {
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "bytes": (folder / "model.safetensors").stat().st_size,
+    }
+    write_facts(folder, model.decisions, {"torch_version": torch.__version__, **size, **facts})
 
 
 def save_network(network: "PreTrainedModel", folder: Path) -> None:

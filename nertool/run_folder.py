@@ -178,6 +178,16 @@ def _fingerprint(command: str, settings: Settings, data: dict[str, str]) -> dict
     return {"command": command, "settings": _settings_that_matter(settings, command), "data": data}
 
 
+def changed_settings(settings: Settings, command: str) -> dict[str, dict[str, Any]]:
+    """Returns the settings that decide on the result of a run and are not the defaults."""
+    defaults = _settings_that_matter(Settings(), command)
+    changed = {
+        part: {key: value for key, value in values.items() if value != defaults[part][key]}
+        for part, values in _settings_that_matter(settings, command).items()
+    }
+    return {part: values for part, values in changed.items() if values}
+
+
 def _settings_that_matter(settings: Settings, command: str) -> dict[str, dict[str, Any]]:
     values = settings.model_dump(mode="json", include=set(_PARTS[command]))
     return {

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from nertool.engines import Tagger
 from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
 from nertool.inference import Prepared, predict_sections, prepare
+from nertool.kept_scores import kept_evaluation
 from nertool.losses import binary_cross_entropy, prior_bias
 from nertool.matching import SectionPair
 from nertool.metrics import evaluation_report
 from nertool.model import NerModel, save_model
-from nertool.model_card import model_card
 from nertool.run_folder import finish_run
 from nertool.settings import Settings
 from nertool.stopping import StopRequest, StopRequestedError, stop_request
@@ -88,6 +87,11 @@ class EvalSplit:
     sections: tuple[Section, ...]
     document_of_section: tuple[int, ...]
     prepared: Prepared
+
+    def pairs(self, predicted: Sequence[Sequence[Entity]]) -> list[SectionPair]:
+        """Sets the gold entities beside the predicted ones of each section."""
+        triples = zip(self.document_of_section, self.sections, predicted, strict=True)
+        return [SectionPair(document, section.entities, found) for document, section, found in triples]
 
 
 @dataclass
@@ -156,15 +160,19 @@ class Session:
         """Scores the eval split where it is time to, and keeps the model if it is the best; returns whether to stop."""
         progress = self.progress
         if progress.step in self.evaluation_steps and progress.evaluated_step != progress.step:
-            shown = partial(self.show, progress.step) if self.show else None
-            metrics = evaluate_split(self.tagger, self.split, self.settings, self.world, self.should_stop, shown)
+            predicted: list[Sequence[Entity]] = []
+            metrics = evaluate_split(
+                self.tagger, self.split, self.settings, self.world, self.should_stop, predicted.extend
+            )
+            if self.show and self.world.rank == 0:
+                self.show(progress.step, predicted)
             name = self.settings.train.metric
             value = float(metrics.get(name) or 0.0)  # null is 0/0; KAZU's scheme leaves out what was never predicted
             progress.evaluated_step = progress.step
             if better := value > progress.best_value:
                 progress.best_value, progress.best_step = value, progress.step
                 progress.evaluations_without_gain = 0
-                self._keep_model(metrics)
+                self._keep_model(metrics, predicted)
             else:
                 progress.evaluations_without_gain += 1
             flat = {key: number for key, number in metrics.items() if isinstance(number, int | float | None)}
@@ -174,20 +182,25 @@ class Session:
             say(f"step {progress.step:,}: {name} {value:.4f} ({best})")
         return progress.evaluations_without_gain >= self.settings.train.patience
 
-    def _keep_model(self, metrics: dict[str, Any]) -> None:
+    def _keep_model(self, metrics: dict[str, Any], predicted: Sequence[Sequence[Entity]]) -> None:
         if self.world.rank:
             return
         with self._saying_what_is_safe("best model"):
-            self._write_model(metrics)
+            self._write_model(metrics, predicted)
 
-    def _write_model(self, metrics: dict[str, Any]) -> None:
+    def _write_model(self, metrics: dict[str, Any], predicted: Sequence[Sequence[Entity]]) -> None:
         growing = self.run / ".model.partial"
         shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir()
-        facts = {"backbone": self.settings.model.name, **self.facts, "step": self.progress.step}
+        labels, scoring = self.model.scheme.labels, self.settings.evaluate
+        evaluation = kept_evaluation(
+            self.split.pairs(predicted), labels, self.facts["eval"],
+            dict(zip(labels, self.model.decisions.thresholds, strict=True)),
+            scoring.bootstrap_samples, scoring.bootstrap_seed,
+        )  # fmt: skip
         scores = {key: metrics[key] for key in ("micro_f1", "mean_f1", "scheme")}
-        save_model(self.model, growing, {"scores": scores, **facts})
-        (growing / "README.md").write_text(model_card(self.model, metrics, self.settings, facts), encoding="utf-8")
+        facts = {**self.facts, "step": self.progress.step, "scores": scores, "evaluations": [evaluation]}
+        save_model(self.model, growing, facts)
         replace_folder(growing, self.run / "model")
 
     @contextmanager
@@ -427,12 +440,8 @@ def evaluate_split(
     report = None
     if world.rank == 0:
         predicted = [shares[i % world.size][i // world.size] for i in range(len(split.sections))]
-        pairs = [
-            SectionPair(document, section.entities, found)
-            for document, section, found in zip(split.document_of_section, split.sections, predicted, strict=True)
-        ]
         labels = tagger.decisions.scheme.labels
-        report = evaluation_report(pairs, labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
+        report = evaluation_report(split.pairs(predicted), labels, scheme=settings.evaluate.scheme, bootstrap_samples=0)
         if on_predicted:
             on_predicted(predicted)
     return world.share(report)

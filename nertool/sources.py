@@ -62,9 +62,9 @@ class Source:
         cache = open_cache(self.path)
         counts = cache.info["counts"]
         labels = Counter({label: counts["labels"].get(label, 0) for label in cache.scheme.labels})
-        return Scan(
-            counts["documents"], labels, tuple(cache.info["annotators"]), cache.info["fingerprint"]["documents"]
-        )
+        who = cache.info["annotators"]
+        known = who if isinstance(who, dict) else dict.fromkeys(who)  # an older cache doesn't know how many documents
+        return Scan(counts["documents"], labels, known, cache.info["fingerprint"]["documents"])
 
     def open_cache(self, tokenizer: SectionTokenizer, scheme: LabelScheme) -> WindowCache | None:
         """Opens the cache, if it is one, after making sure that it fits the model.

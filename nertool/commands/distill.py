@@ -162,7 +162,7 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     from nertool.cache_building import scan
     from nertool.commands.cache import show_cache
     from nertool.commands.showing import showing_evaluations
-    from nertool.commands.together import training_cache
+    from nertool.commands.together import data_facts, training_cache
     from nertool.console import progress, say
     from nertool.devices import choose_device, choose_precision, seed_everything
     from nertool.distillation import Lesson, distillation_task
@@ -219,12 +219,10 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     places = [{"cache": str(lesson.cache.path), "labelled": lesson.labelled} for lesson in lessons]
     tell({"lessons": places, "logits": str(logits), "teacher": weights, "eval": eval_scan.digest})
     facts = {
-        "backbone": settings.distill.student or f"{settings.distill.student_layers} layers of the teacher",
-        "teacher": str(teacher_folder),
-        "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
-        "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
+        **_backbone_facts(teacher_folder, settings),
+        "teacher": {"name": _model_name(teacher_folder), "digest": digests["teacher"]},
         "unlabelled": {"documents": more_scan.documents if more_scan else 0},
-        "annotators": list(train_scan.annotators),
+        **data_facts((train_data, train_scan), (eval_data, eval_scan), cache, settings, "distill"),
     }
     task = distillation_task(lessons, student, settings.distill, tagger)
     with showing_evaluations(output, eval_documents, teacher.scheme.labels, settings, ls_project) as show:
@@ -236,14 +234,47 @@ def _report(
     output: Path, teacher: Path, eval_documents: "list[Document]", settings: "Settings", summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the report of a finished run; makes it, if it was killed before."""
+    from nertool.artefacts import add_facts
     from nertool.files import read_json, write_json
     from nertool.run_folder import REPORT_FILE
 
     path = output / REPORT_FILE
     if not path.is_file():
-        write_json(path, {**summary, **compare(teacher, output / "model", eval_documents, settings)})
+        compared = compare(teacher, output / "model", eval_documents, settings)
+        add_facts(output / "model", beside_teacher=_beside_teacher(compared, settings.evaluate.scheme))
+        write_json(path, {**summary, **compared})
     report: dict[str, Any] = read_json(path)
     return report
+
+
+def _beside_teacher(compared: dict[str, Any], scheme: str) -> dict[str, Any]:
+    """Returns what the student's card tells of the comparison."""
+
+    def side(name: str) -> dict[str, Any]:
+        facts = compared[name]
+        scores = {key: facts["scores"][key] for key in ("micro_f1", "mean_f1")}
+        return {**scores, **{key: facts[key] for key in ("parameters", "megabytes", "tokens_per_second")}}
+
+    return {"teacher": side("teacher"), "student": side("student"), "scheme": scheme}
+
+
+def _backbone_facts(teacher: Path, settings: "Settings") -> dict[str, Any]:
+    """Returns what the student was made of."""
+    from nertool.artefacts import read_facts
+    from nertool.model import hub_name, shown_name
+
+    if name := settings.distill.student:
+        return {"backbone": shown_name(name), "base_model": hub_name(name)}
+    layers = f"{settings.distill.student_layers} layers of the teacher"
+    return {"backbone": layers, "base_model": read_facts(teacher).get("base_model")}
+
+
+def _model_name(folder: Path) -> str:
+    """Returns what to call a model: by its folder, or by its run, whose models are all called `model`."""
+    from nertool.files import last_part
+
+    path = folder.absolute()
+    return last_part(path.parent if path.name == "model" else path)
 
 
 def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Settings", world: "World") -> None:

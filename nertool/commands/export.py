@@ -119,17 +119,17 @@ def run_export(
     eval_documents = Source(eval_data, settings, reading).read_all() if eval_data else []
     report_reading(reading)
     kept = {key: value for key, value in facts.items() if key in _KEPT_FACTS}
+    kept["evaluations"] = [{**one, "of_original": True} for one in facts.get("evaluations", [])]
     check = partial(_check_f1, original, eval_documents, settings) if eval_data else None
     with new_folder(output, "export", force=force, source=model_folder) as folder:
         say(f"writing {form} in {precision}")
-        exported = export(model, folder, form, precision, texts, settings.export.min_agreement, kept, check)
-        _write_card(model_folder, folder, exported)
-    return exported
+        return export(model, folder, form, precision, texts, settings.export.min_agreement, kept, check)
 
 
 # What `nertool.json` tells of the training, which is true of its exports, too.
 _KEPT_FACTS = (
-    "scores", "backbone", "teacher", "train", "eval", "unlabelled", "annotators", "step", "tuned", "torch_version"
+    "scores", "backbone", "base_model", "teacher", "beside_teacher", "train", "eval", "unlabelled", "split",
+    "representation", "settings", "annotators", "step", "tuned", "parameters", "torch_version",
 )  # fmt: skip
 
 
@@ -160,29 +160,7 @@ def _check_f1(
             f"{drop:.4f} lost, more than {most}",
             "a higher --precision, a higher export.min_agreement, or a larger --max-f1-drop",
         )
-    return {key: round(value, 5) for key, value in scores.items()}
-
-
-def _write_card(original: Path, folder: Path, exported: dict[str, Any]) -> None:
-    """Carries the model card on, with what the export changed."""
-    path = original / "README.md"
-    card = path.read_text(encoding="utf-8") if path.is_file() else ""
-    (folder / "README.md").write_text("\n".join([card, *_card_lines(exported)]), encoding="utf-8")
-
-
-def _card_lines(exported: dict[str, Any]) -> list[str]:
-    lines = ["## Export", "", f"Exported to {exported['format']} in {exported['precision']}."]
-    for engine, parity in exported["parity"].items():
-        lines.append(
-            f"In {engine}, {parity['equal_decisions']:.2%} of {parity['decisions']:,} decisions and "
-            f"{parity['equal_entities']:.2%} of the entities are those of the original, on texts that may be unlike "
-            "those of the training."
-        )
-    if exported.get("kept"):
-        lines.append(f"{len(exported['kept'])} layers that int8 hurt are in higher precision.")
-    if "f1" in exported:
-        lines.append(f"Strict micro F1: {exported['f1']['export']:.4f} (original {exported['f1']['original']:.4f}).")
-    return [*lines, ""]
+    return {**{key: round(value, 5) for key, value in scores.items()}, "documents": len(documents)}
 
 
 def show_export(report: dict[str, Any], output: Path) -> None:

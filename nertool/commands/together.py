@@ -112,6 +112,69 @@ def silent_interrupts() -> Iterator[None]:
         raise SystemExit(128 + error.signal_number) from error
 
 
+def data_facts(
+    train: "tuple[Path, Scan]", evaluated: "tuple[Path, Scan]", cache: "WindowCache", settings: "Settings", command: str
+) -> dict[str, Any]:
+    """Returns what a model is to tell of its data and settings; names instead of paths, which are nobody's business.
+
+    Args:
+        train: Where the training documents are, and what a first pass over them told.
+        evaluated: The same of the eval split.
+        cache: The cache of the training documents.
+        settings: The settings of the run.
+        command: `train` or `distill`.
+    """
+    from nertool.files import last_part
+    from nertool.model import shown_name
+    from nertool.run_folder import changed_settings
+
+    changed = changed_settings(settings, command)
+    for part, key in (("model", "name"), ("distill", "student")):
+        if changed.get(part, {}).get(key):
+            changed[part][key] = shown_name(changed[part][key])
+    losses = {key: cache.info["representation"][key] for key in ("entities", "kept", "losses", "ceiling_micro_f1")}
+    (train_data, train_scan), (eval_data, eval_scan) = train, evaluated
+    facts = {
+        "train": train_scan.to_json(last_part(train_data)),
+        "eval": eval_scan.to_json(last_part(eval_data)),
+        "representation": losses,
+        "settings": changed,
+    }
+    split = _split_facts(train, evaluated)
+    return {**facts, "split": split} if split else facts
+
+
+def _split_facts(train: "tuple[Path, Scan]", evaluated: "tuple[Path, Scan]") -> dict[str, Any] | None:
+    """Returns what `nertool split` found out, if one of the two lies where it wrote and both hold what it wrote.
+
+    That is told by the numbers of documents and of entities of each class, so that a cache of one side will do.
+    """
+    from nertool.files import MANIFEST_NAME, read_json
+
+    for folder in (train[0].absolute().parent, evaluated[0].absolute().parent):
+        manifest = folder / MANIFEST_NAME
+        if not manifest.is_file() or read_json(manifest).get("command") != "split":
+            continue
+        report = read_json(folder / "split.json")
+        documents = report["counts"]["documents"]
+        entities = {label: facts["counts"] for label, facts in report["classes"].items()}
+        if all(
+            scanned.documents == documents[side]
+            and all(entities.get(label, {}).get(side, 0) == number for label, number in scanned.labels.items())
+            for side, (_, scanned) in (("train", train), ("eval", evaluated))
+        ):
+            groups = report["duplicate_groups"]
+            return {
+                "seed": report["seed"],
+                "documents": documents,
+                "equal_groups": sum(group["kind"] == "exact" for group in groups),
+                "similar_groups": sum(group["kind"] == "near" for group in groups),
+                "documents_in_groups": sum(len(group["ids"]) for group in groups),
+                "unseen_mentions": {side: unseen["overall"] for side, unseen in report["unseen_mentions"].items()},
+            }
+    return None
+
+
 def training_cache(
     source: "Source",
     scanned: "Scan",

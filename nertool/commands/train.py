@@ -124,13 +124,13 @@ def _lead_train(
     from nertool.cache_building import scan
     from nertool.commands.cache import show_cache
     from nertool.commands.showing import showing_evaluations
-    from nertool.commands.together import training_cache
+    from nertool.commands.together import data_facts, training_cache
     from nertool.console import progress, say
     from nertool.devices import choose_device, seed_everything
     from nertool.formats import ReadReport
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
-    from nertool.model import new_model
+    from nertool.model import hub_name, new_model, shown_name
     from nertool.run_folder import open_run, summary_of
     from nertool.runs import check_metric, labelled_task, train_run
     from nertool.sources import Source
@@ -161,9 +161,9 @@ def _lead_train(
     cache = training_cache(train_source, train_scan, output / "cache", model.tokenizer, scheme, settings)
     show_cache(cache.info)
     facts = {
-        "train": {"documents": train_scan.documents, "entities": train_scan.labels.total()},
-        "eval": {"documents": eval_scan.documents, "entities": eval_scan.labels.total()},
-        "annotators": list(train_scan.annotators),
+        "backbone": shown_name(settings.model.name),
+        "base_model": hub_name(settings.model.name),
+        **data_facts((train_data, train_scan), (eval_data, eval_scan), cache, settings, "train"),
     }
     tell({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest})
     with showing_evaluations(output, eval_documents, scheme.labels, settings, ls_project) as show:
