@@ -141,6 +141,7 @@ def build(session: nox.Session) -> None:
     wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = ["nertool/py.typed", "nertool/sample_data/README.md", "nertool/annotation_defaults/prompt.txt"]
+    wanted += [f"nertool/report_template/page.{ending}" for ending in ("css", "html", "js")]
     wanted += [f"nertool/{path.relative_to(ROOT)}" for path in (ROOT / "sample_data").rglob("*.json")]
     if missing := [name for name in wanted if name not in names]:
         session.error(f"{wheel.name} lacks {', '.join(missing[:5])}")

@@ -7,6 +7,8 @@ from nertool.errors import NertoolError
 _EXTRAS = {
     "bioc": "formats",
     "defusedxml": "formats",
+    "jinja2": "report",
+    "matplotlib": "report",
     "nncf": "openvino",
     "onnx": "onnx",
     "onnxruntime": "onnx",

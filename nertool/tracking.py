@@ -13,6 +13,16 @@ from nertool.files import write_atomic
 METRICS_FILE = "metrics.jsonl"
 
 
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's `metrics.jsonl`, none if there is no such file; what isn't whole is left out."""
+    path = run / METRICS_FILE
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(orjson.JSONDecodeError):  # a run that is going on may just be writing it
+            rows.append(orjson.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
 class Tracker:
     """Appends to `metrics.jsonl` and, if wanted, to TensorBoard files; a resumed run goes on where its state was.
 

@@ -58,6 +58,12 @@ def evaluate(
             help="What the model was trained on, to tell mentions that it has seen; by default the cache of its run.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", help="Write all of it as one HTML file, with the errors to browse."
+        ),
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write the documents with predicted entities to this folder.")
     ] = None,
@@ -89,6 +95,8 @@ def evaluate(
     settings = settings_from(config, assignments, options)
     if ls_project is not None:
         check_showing(ls_project, settings)
+    if report is not None:
+        _check_report(report, documents)
     result = run_evaluate(
         model,
         documents,
@@ -104,10 +112,50 @@ def evaluate(
         print_json(result.report)
     else:
         show_report(result.report)
-        say("more of it, such as curves, calibration and all confusions: --json")
+        if report is None:
+            say("more of it, such as curves, calibration and all confusions: --report FILE.html or --json")
+    if report is not None:
+        _write_report(report, result, model, documents)
     if ls_project is not None:
         pairs = zip(result.gold_documents, result.predicted_documents, strict=True)
         show_predictions(choose_rows(pairs, settings.label_studio.sample), model, ls_project, settings)
+
+
+def _check_report(path: Path, source: Path) -> None:
+    """Makes sure that the HTML report can be made, before the work."""
+    from nertool.errors import NertoolError
+    from nertool.extras import require
+    from nertool.files import check_output
+    from nertool.html_report import PACKAGES
+
+    for package in PACKAGES:
+        require(package)
+    if path.is_dir():
+        raise NertoolError(f"{path} is a folder", "name the file, such as report.html")
+    check_output(path, force=True, as_file=True, source=source)
+
+
+def _write_report(path: Path, result: "Evaluation", model: Path, source: Path) -> None:
+    from nertool.console import say
+    from nertool.html_report import write_html_report
+    from nertool.tracking import read_history
+
+    write_html_report(
+        path,
+        result.report,
+        result.gold_documents,
+        result.predicted_documents,
+        result.errors,
+        model=_short_name(model),
+        documents=_short_name(source),
+        history=read_history(model.resolve().parent),
+    )
+    say(f"wrote {path}")
+
+
+def _short_name(path: Path) -> str:
+    """Returns what to call a model or documents in a report, which others may read: the end of the path."""
+    return "/".join(path.absolute().parts[-2:]).encode(errors="replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
