@@ -23,8 +23,6 @@ from nertool.formats.reading import count_document, list_files, read_records, re
 
 # Long documents make a chunk full before it has its number of them, so that memory stays bounded.
 _BYTES_PER_CHUNK = 1_000_000
-# Of documents that can't be used, so many are kept in memory to be shown; the others are counted.
-_MOST_REJECTED_KEPT = 1000
 _ID_BYTES = 16
 
 
@@ -321,10 +319,7 @@ class Check:
         if rejected:
             self.on_rejected(rejected)
         for item in rejected:
-            if len(self.report.rejected) < _MOST_REJECTED_KEPT:
-                self.report.rejected.append(replace(item, raw=b""))
-            else:
-                self.report.more_rejected += 1
+            self.report.reject(item)
 
     def repeated_ids(self, read: Callable[[set[str]], Iterator[Chunk]]) -> dict[str, frozenset[int]]:
         """Rejects the documents whose ids earlier ones have.

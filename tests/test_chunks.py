@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nertool import chunks
 from nertool.chunks import WHOLE, Check, Shard, check_chunk, list_sources, read_chunks
 from nertool.documents import Document, Section, dump_document
-from nertool.formats import ReadReport, Rejected, read_documents
+from nertool.formats import ReadReport, Rejected, base, read_documents
 from nertool.formats.standard_input import spool
 
 PUBTATOR = "7|t|BRCA1\n7|a|x\n7\t0\t5\tBRCA1\tgene\n\n8|t|y\n\n"
@@ -135,7 +135,7 @@ def test_the_digest_tells_any_other_input(tmp_path: Path) -> None:
 def test_of_many_documents_that_can_not_be_used_few_are_kept_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "_MOST_REJECTED_KEPT", 4)
+    monkeypatch.setattr(base, "MOST_REJECTED_KEPT", 4)
     (tmp_path / "a.jsonl").write_bytes(b"{}}\n" * 10)
     check, rejected, _ = checked(tmp_path)
     assert len(rejected) == 10 and all(item.raw for item in rejected)

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -176,6 +177,46 @@ def test_a_file_of_rejected_documents_is_only_made_if_there_are_any(tmp_path):
     assert not (tmp_path / "rejected.jsonl").exists()
 
 
+@pytest.mark.parametrize("to", ["jsonl", "kazu"])
+def test_many_invalid_documents_fill_neither_memory_nor_the_screen(to, tmp_path, capsys):
+    size, count = 100_000, 300
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        for number in range(count):
+            file.write(b'{"number": %d, "sections": "%s"}\n' % (number, b"x" * size))
+        file.write(dump_document(make_document("good")))
+    output = tmp_path / ("out.jsonl" if to == "jsonl" else "out")
+    tracemalloc.start()
+    result = run_convert(tmp_path / "a.jsonl", output, None, to, force=False, skip_invalid=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8_000_000 < size * count
+    assert (result["written"], result["read"]["rejected"]) == (1, count)
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) < 120 and f"{count} invalid documents were set aside" in shown
+    beside = output / "rejected.jsonl" if to == "kazu" else tmp_path / "out.jsonl.rejected.jsonl"
+    with beside.open("rb") as lines:
+        assert [orjson.loads(orjson.loads(line)["raw"])["number"] for line in lines] == list(range(count))
+    with pytest.raises(NertoolError) as error:
+        run_convert(tmp_path / "a.jsonl", tmp_path / "again", None, "kazu", force=False, skip_invalid=False)
+    assert error.value.message.startswith(f"{count} invalid documents:") and "\n  and 200 more" in error.value.message
+    assert error.value.message.count("\n") < 220
+    (tmp_path / "good.jsonl").write_bytes(dump_document(make_document("good")))
+    run_convert(tmp_path / "good.jsonl", output, None, to, force=True, skip_invalid=True)
+    assert not beside.exists()
+
+
+def test_metadata_that_is_too_deep_for_a_format_says_what_to_do(tmp_path):
+    deep: dict[str, object] = {}
+    for _ in range(250):
+        deep = {"x": deep}
+    document = Document("d", (Section("s", "x"),), {"metadata": deep})
+    (tmp_path / "a.jsonl").write_bytes(dump_document(document))
+    with pytest.raises(NertoolError) as error:
+        run_convert(tmp_path / "a.jsonl", tmp_path / "a.labelstudio.json", None, None, force=False, skip_invalid=False)
+    assert "'d' can't be written as labelstudio" in error.value.message
+    assert error.value.hint == "take what is nested so deeply out of its metadata, or convert to kazu or jsonl"
+
+
 def test_if_all_documents_are_invalid_skip_invalid_gives_none_and_counts_them(tmp_path):
     (tmp_path / "a.json").write_bytes(make_invalid())
     documents, report = read(tmp_path, skip_invalid=True)
@@ -222,7 +263,7 @@ def make_many(count: int = 300) -> list[Document]:
 @pytest.mark.parametrize("ending", JSONL_ENDINGS)
 def test_what_is_written_as_jsonl_is_read_back_and_the_bytes_are_the_same_each_time(tmp_path, ending):
     first = write(JsonlWriter, tmp_path / f"a{ending}", make_many())
-    second = write(JsonlWriter, tmp_path / f".b{ending}.partial", make_many())
+    second = write(JsonlWriter, tmp_path / f".b{ending}", make_many())
     assert read(first)[0] == make_many()
     assert first.read_bytes() == second.read_bytes()
     second.rename(tmp_path / f"B{ending.upper()}")

@@ -145,7 +145,7 @@ def test_row_groups_are_written_as_they_fill_up(tmp_path, monkeypatch):
 def test_a_name_decides_and_datasets_jsonl_is_not_taken_for_documents(tmp_path):
     for ending in ENDINGS:
         write(tmp_path / f"x{ending}", [Document(f"id of {ending}", (Section("s", "x"),))])
-    write(tmp_path / ".y.datasets.jsonl.partial", DOCUMENTS).rename(tmp_path / "y.DATASETS.JSONL")
+    write(tmp_path / ".y.datasets.jsonl", DOCUMENTS).rename(tmp_path / "y.DATASETS.JSONL")
     report = ReadReport()
     assert [document.id for document in read_documents(tmp_path, report)] == [
         "id of .datasets.jsonl", "id of .parquet", "pmid-1", "pmid-2",

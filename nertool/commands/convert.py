@@ -9,9 +9,10 @@ import typer
 from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from nertool.documents import Document
+    from nertool.formats import Rejected
 
 
 @command
@@ -64,23 +65,25 @@ def run_convert(
 
     from nertool.console import progress, say
     from nertool.errors import NertoolError
-    from nertool.files import check_output, exclusive, new_folder, partial_path, publish_file
+    from nertool.files import check_output, growing, new_folder, publish_file
     from nertool.formats import ReadReport, read_documents
-    from nertool.formats.reading import choose_format, format_to_write, report_reading, write_rejected
+    from nertool.formats.reading import choose_format, format_to_write, rejected_lines, report_reading
 
     if from_format is not None:
         choose_format(from_format)
     to_name, to = format_to_write(output, to_format)
     report = ReadReport()
 
-    def read(into: ReadReport) -> "Iterator[Document]":
-        return read_documents(source, into, format_name=from_format, skip_invalid=skip_invalid, texts=True)
+    def read(into: ReadReport, on_rejected: "Callable[[Rejected], object]") -> "Iterator[Document]":
+        return read_documents(
+            source, into, format_name=from_format, skip_invalid=skip_invalid, texts=True, on_rejected=on_rejected
+        )
 
     check_output(output, force=force, as_file=not to.folder, source=source)
     losses: Counter[str] = Counter()
     id_keys: set[str] = set()
     with progress("checking", None, "documents") as advance:
-        for document in read(report):
+        for document in read(report, lambda _: None):  # they are written on the second reading
             if to.losses is not None:
                 losses.update(to.losses(document))
             if to.id_key is not None:
@@ -91,29 +94,32 @@ def run_convert(
     for loss, count in losses.items():
         say(f"{to_name} can't hold: {count:,} {loss}")
 
-    def write(path: Path) -> None:
-        with to.writer(path) as writer, progress("writing", report.documents, "documents") as advance:
-            for number, document in enumerate(read(ReadReport()), start=1):
+    def write(path: Path, rejected: Path) -> None:
+        with (
+            to.writer(path) as writer,
+            rejected_lines(rejected) as set_aside,
+            progress("writing", report.documents, "documents") as advance,
+        ):
+            for number, document in enumerate(read(ReadReport(), set_aside), start=1):
                 try:
                     writer.write(document)
                 except (orjson.JSONEncodeError, RecursionError) as error:
                     raise NertoolError(
-                        f"the document {document.id!r} can't be written as {to_name}: {error}"
+                        f"the document {document.id!r} can't be written as {to_name}: {error}",
+                        "take what is nested so deeply out of its metadata, or convert to kazu or jsonl",
                     ) from error
                 advance(number)
 
     if to.folder:
         with new_folder(output, "convert", force=force, source=source) as folder:
-            write(folder)
-            write_rejected(report, folder / "rejected.jsonl")
+            write(folder, folder / "rejected.jsonl")
     else:
-        partial = partial_path(output)
-        with exclusive(output):
-            try:
-                write(partial)
-                write_rejected(report, output.with_name(f"{output.name}.rejected.jsonl"))
-                publish_file(partial, output)
-            finally:
-                partial.unlink(missing_ok=True)
+        beside = output.with_name(f"{output.name}.rejected.jsonl")
+        with growing(output) as partial:
+            write(partial / output.name, partial / "rejected.jsonl")
+            beside.unlink(missing_ok=True)  # of an earlier run
+            if (partial / "rejected.jsonl").exists():
+                publish_file(partial / "rejected.jsonl", beside)
+            publish_file(partial / output.name, output)
     report_reading(report)
     return {"read": report.to_json(), "written": report.documents, "to": to_name, "losses": dict(losses)}

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self
@@ -137,11 +137,15 @@ class Rejected:
         }
 
 
+# Of more invalid documents than these the first ones are kept and shown, and the others counted.
+MOST_REJECTED_KEPT = 100
+
+
 @dataclass
 class ReadReport:
     """What came in and what didn't; filled while documents are read.
 
-    `more_rejected` counts further invalid documents, where too many to keep them in memory.
+    `more_rejected` counts further invalid documents, where there are too many to keep and show them.
     """
 
     documents: int = 0
@@ -151,6 +155,13 @@ class ReadReport:
     more_rejected: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     ignored_files: list[str] = field(default_factory=list)
+
+    def reject(self, item: Rejected) -> None:
+        """Notes an invalid document, without its bytes, which nobody needs from here."""
+        if len(self.rejected) < MOST_REJECTED_KEPT:
+            self.rejected.append(replace(item, raw=b""))
+        else:
+            self.more_rejected += 1
 
     def to_json(self) -> dict[str, Any]:
         """Returns the counts for `--json`."""

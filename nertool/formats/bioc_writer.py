@@ -30,7 +30,7 @@ class BiocWriter:
         collection = BioCCollection()
         collection.source, collection.date, collection.key = "nertool", "", ""  # no date: equal files each time
         file = self._stack.enter_context(self.path.open("wb"))
-        as_json = self.path.name.lower().removesuffix(".partial").endswith(".json")
+        as_json = self.path.name.lower().endswith(".json")
         self._clean = str if as_json else xml_safe
         self._write = self._stack.enter_context((_json_collection if as_json else _xml_collection)(file, collection))
         return self

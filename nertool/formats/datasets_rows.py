@@ -99,7 +99,7 @@ class DatasetsWriter:
         self._chars = 0
 
     def __enter__(self) -> Self:
-        as_json = self.path.name.lower().removesuffix(".partial").endswith(".jsonl")
+        as_json = self.path.name.lower().endswith(".jsonl")
         if not as_json:
             require("pyarrow")
         self._stack = ExitStack()

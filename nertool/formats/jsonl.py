@@ -42,7 +42,7 @@ class JsonlWriter:
     def __enter__(self) -> Self:
         file = self._stack.enter_context(self.path.open("wb"))
         self._file: IO[bytes] = file
-        name = self.path.name.lower().removesuffix(".partial")
+        name = self.path.name.lower()
         if name.endswith(".gz"):
             # No time stamp or name inside: the same documents give the same bytes.
             self._file = cast(IO[bytes], self._stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0)))

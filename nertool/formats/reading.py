@@ -1,7 +1,8 @@
 """Reading documents from a file or a folder, whatever formats are in it, with every problem collected."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -11,7 +12,7 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError, nearest_name
 from nertool.files import write_atomic
-from nertool.formats.base import Format, ReadReport, Record, Rejected, file_name_key, is_side_file
+from nertool.formats.base import MOST_REJECTED_KEPT, Format, ReadReport, Record, Rejected, file_name_key, is_side_file
 from nertool.formats.bioc_format import read_bioc
 from nertool.formats.bioc_writer import BiocWriter
 from nertool.formats.brat import CONFIGURATION_FILES, BratWriter, brat_losses, read_brat, text_file
@@ -51,6 +52,7 @@ def read_documents(
     format_name: str | None = None,
     skip_invalid: bool = False,
     texts: bool = False,
+    on_rejected: Callable[[Rejected], object] | None = None,
 ) -> Iterator[Document]:
     """Reads documents one at a time, in the order of file names, in bounded memory.
 
@@ -60,6 +62,7 @@ def read_documents(
         format_name: A name from `FORMATS`; by default each file's ending decides.
         skip_invalid: Collect invalid documents in `report.rejected` instead of failing at the end.
         texts: Take plain texts (`.txt`), too.
+        on_rejected: Gets the invalid documents as they are found; then `report` doesn't keep them all.
 
     Yields:
         The valid documents.
@@ -74,7 +77,13 @@ def read_documents(
                 record = _refuse_known_id(found, seen)
                 report.notes.update(record.notes)
                 if record.document is None:
-                    report.rejected.append(Rejected(record.place, record.problems, record.raw))
+                    item = Rejected(record.place, record.problems, record.raw)
+                    if on_rejected is not None:
+                        on_rejected(item)
+                    if on_rejected is None and skip_invalid:
+                        report.rejected.append(item)  # all of them, for `write_rejected`
+                    else:
+                        report.reject(item)
                     continue
                 count_document(record.document, report)
                 yield record.document
@@ -156,7 +165,7 @@ def count_files(path: Path) -> int | None:
 
 
 def describe_rejected(rejected: list[Rejected], more: int = 0) -> str:
-    """Returns a message that names every invalid document and what is wrong with it."""
+    """Returns a message that names the invalid documents and what is wrong with them."""
     lines = [f"{len(rejected) + more:,} invalid document{'s' if len(rejected) > 1 else ''}:"]
     for item in rejected:
         for problem in item.problems[:_PROBLEMS_SHOWN_PER_DOCUMENT]:
@@ -252,6 +261,19 @@ def _by_ending(file: Path, texts: bool) -> Format | None:
     return None
 
 
+@contextmanager
+def rejected_lines(path: Path) -> Iterator[Callable[[Rejected], None]]:
+    """Gives what writes invalid documents with their reasons, one per line; no file if there are none."""
+    with path.open("wb") as file:
+
+        def write(item: Rejected) -> None:
+            file.write(orjson.dumps(item.to_json()) + b"\n")
+
+        yield write
+    if not path.stat().st_size:
+        path.unlink()
+
+
 def write_rejected(report: ReadReport, path: Path) -> None:
     """Writes the invalid documents that were set aside, with their reasons, one per line; no file if there are none."""
     path.unlink(missing_ok=True)  # of an earlier run
@@ -261,7 +283,7 @@ def write_rejected(report: ReadReport, path: Path) -> None:
 
 def report_reading(report: ReadReport) -> None:
     """Tells people what didn't come in, and what was changed on the way."""
-    for item in report.rejected:
+    for item in report.rejected[:MOST_REJECTED_KEPT]:
         say(f"set aside: {item.place}: {item.problems[0]}")
     if report.rejected:
         say(f"{len(report.rejected) + report.more_rejected:,} invalid documents were set aside")
