@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -24,14 +25,16 @@ from nertool.commands import (
     split,
     train,
 )
+from nertool.commands.plain_help import PlainCommand, PlainGroup
 
 app = typer.Typer(
     name="nertool",
     help="From texts annotated by an LLM to a small, fast, trustworthy biomedical NER model.",
+    cls=PlainGroup,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: it comes in half the time, and reads the same in a pipe
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and so secrets
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -50,12 +53,18 @@ def _main(
     """From texts annotated by an LLM to a small, fast, trustworthy biomedical NER model."""
 
 
-for _command in (
-    demo.demo, convert.convert, annotate.annotate, split.split, cache.cache, train.train, evaluate.evaluate,
-    audit.audit, distill.distill, export.export, predict.predict, settings.settings, doctor.doctor,
-):  # fmt: skip
-    app.command()(_command)
-app.add_typer(ls_sync.ls_sync)
+# In the order of the work; `nertool --help` shows the sections.
+_SECTIONS: dict[str, list[Callable[..., None]]] = {
+    "Begin": [demo.demo, doctor.doctor, settings.settings],
+    "Make documents": [annotate.annotate, convert.convert],
+    "Train and score": [split.split, cache.cache, train.train, evaluate.evaluate],
+    "Correct": [audit.audit],
+    "Use": [distill.distill, export.export, predict.predict],
+}
+for _section, _functions in _SECTIONS.items():
+    for _function in _functions:
+        app.command(cls=PlainCommand, rich_help_panel=_section)(_function)
+app.add_typer(ls_sync.ls_sync, rich_help_panel="Correct")
 
 
 def main() -> None:
@@ -69,4 +78,4 @@ def main() -> None:
     # Documents are trees without cycles, which the collector would walk through again and again: a fifth of the time of
     # reading them.
     gc.set_threshold(50_000, 20, 100)
-    app()
+    app(prog_name="nertool")  # of `python -m nertool`, too

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from safetensors.torch import load_file
 
+from nertool.cli import app
 from nertool.document_parsing import parse_document
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed, wait_for  # noqa: F401
 from tests.conftest import make_backbone, make_corpus, write_documents
@@ -530,10 +533,69 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "convert", "split", "cache", "train", "evaluate", "predict"])
-def test_every_command_has_help(command: str) -> None:
-    result = succeed(command, "--help")
-    assert "--json" in result.stdout
+def _commands() -> dict[str, Any]:
+    """Returns all commands by name: `train`, `ls-sync push`."""
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found.update({f"{name} {one}": of for one, of in inner.items()} if inner else {name: command})
+    return found
+
+
+@pytest.mark.parametrize("name", _commands())
+def test_every_command_has_help_with_examples_that_it_understands(name: str) -> None:
+    text = succeed(*name.split(), "--help").stdout
+    assert text.index("\nOptions of many commands:\n") < text.index("\n  --json ") < text.index("\n  -h, --help ")
+    examples = [line.strip() for line in text.splitlines() if line.startswith(f"  nertool {name}")]
+    assert examples
+    for example in examples:
+        words = shlex.split(example.split(" > ")[0].replace("$SLURM_ARRAY_TASK_ID", "1"))
+        command = _commands()[name]
+        context = command.make_context(name, words[1 + len(name.split()) :])
+        assert context.command is command
+
+
+def test_help_lists_every_command_once_in_the_order_of_the_work() -> None:
+    text = succeed("--help").stdout
+    listed = re.findall(r"(?m)^  ([a-z][a-z-]*)  ", text[text.index("Begin:") :])
+    assert sorted(listed) == sorted({name.split()[0] for name in _commands()})
+    order = ["annotate", "split", "train", "evaluate", "distill", "export", "predict"]
+    assert [name for name in listed if name in order] == order
+    assert max(map(len, text.splitlines())) <= 80 and "..." not in text.split("Begin:")[1]
+
+
+def test_wrong_names_of_commands_and_options_bring_the_right_ones() -> None:
+    assert "Did you mean 'train'?" in refuse("trian")
+    assert "Did you mean 'push'?" in refuse("ls-sync", "psuh")
+    assert "--eval" in refuse("train", "--evla", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("nertool tr", ["train"]),
+        ("nertool train --tr", ["--train"]),
+        ("nertool ls-sync pu", ["push", "pull"]),
+        ("nertool train --set train.ep", ["train.epochs="]),
+        ("nertool settings wi", ["windows"]),
+    ],
+)
+def test_shells_complete_commands_options_and_settings(words: str, completed: list[str]) -> None:
+    process = start(_NERTOOL_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    stdout, stderr = process.communicate(timeout=60)
+    assert stdout.split() == completed and stderr == ""
+
+
+def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    process = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m nertool --install-completion; true"],  # true: bash stays the parent
+        env={**os.environ, "HOME": str(home), "SHELL": "/bin/bash"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "bash completion installed" in process.stdout, process.stderr
+    assert "complete_bash" in (home / ".bash_completions/nertool.sh").read_text()
 
 
 def test_output_is_plain_in_a_pipe(corpus: tuple[Path, Path]) -> None:

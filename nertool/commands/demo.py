@@ -32,6 +32,8 @@ def demo(
     """Run the whole workflow on sample documents: offline, in a few minutes on a laptop.
 
     Needs the small backbone of the extra `offline`.
+
+    nertool demo
     """
     from nertool.commands.score_tables import show_report
     from nertool.console import print_json, say
@@ -107,7 +109,7 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
     except InterruptedBySignalError as error:
         raise InterruptedBySignalError(error.signal_number, "the same command goes on where it was") from error
     say("5 of 6: evaluating on the test documents")
-    report = run_evaluate(output / "run/model", output / "split/test", settings).report
+    report = run_evaluate(output / "run/model", output / "split/test", settings, into_card=True).report
     say("6 of 6: predicting the raw texts")
     if not (output / "predictions").is_dir():
         run_predict(output / "run/model", sample_data() / "texts", output / "predictions", settings)

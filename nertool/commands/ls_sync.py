@@ -8,18 +8,20 @@ from nertool.commands.ls_connection import ProjectName, connect
 from nertool.commands.ls_pull import pull, read_project, show_reviews, summarise
 from nertool.commands.ls_push import push
 from nertool.commands.options import Config, Json, Set, command, settings_from
+from nertool.commands.plain_help import PlainCommand, PlainGroup
 
 ls_sync = typer.Typer(
     name="ls-sync",
     help="Look at documents and predictions in Label Studio, correct them there, and get the corrections back.",
+    cls=PlainGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-ls_sync.command()(push)
-ls_sync.command()(pull)
+ls_sync.command(cls=PlainCommand)(push)
+ls_sync.command(cls=PlainCommand)(pull)
 
 
-@ls_sync.command()
+@ls_sync.command(cls=PlainCommand)
 @command
 def status(
     project: ProjectName = None,
@@ -52,7 +54,7 @@ def status(
     say(result["url"])
 
 
-@ls_sync.command("list")
+@ls_sync.command("list", cls=PlainCommand)
 @command
 def list_projects(
     json: Json = False,
@@ -86,7 +88,7 @@ def list_projects(
         say(f"nertool has no projects at {server.url}")
 
 
-@ls_sync.command()
+@ls_sync.command(cls=PlainCommand)
 @command
 def delete(
     project: ProjectName = None,

@@ -10,22 +10,44 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from nertool.commands.plain_help import COMMON
 from nertool.errors import InterruptedBySignalError, NertoolError
 
 Parameters = ParamSpec("Parameters")
 
+
+def _setting_names(incomplete: str) -> list[str]:
+    """Returns how a shell may complete a `--set`."""
+    from nertool.settings import Settings
+
+    names = (f"{section}.{name}=" for section, part in Settings() for name, _ in part)
+    return [name for name in names if name.startswith(incomplete)]
+
+
 Config = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML); nertool.toml in this folder is found by itself.")
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Settings file (TOML); else nertool.toml, if it is here.",
+        rich_help_panel=COMMON,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Any setting; may be given several times."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.NAME=VALUE",
+        help="Any setting; may be given several times.",
+        rich_help_panel=COMMON,
+        autocompletion=_setting_names,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an older output of nertool's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=COMMON)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an older output of nertool's.", rich_help_panel=COMMON)]
 SkipInvalid = Annotated[
     bool | None,
-    typer.Option("--skip-invalid", help="Set invalid documents aside in rejected.jsonl and go on with the rest."),
+    typer.Option("--skip-invalid", help="Set invalid documents aside in rejected.jsonl.", rich_help_panel=COMMON),
 ]
 ShardOption = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; OUT becomes a folder of the parts.")

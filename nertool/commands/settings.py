@@ -8,10 +8,18 @@ import typer
 from nertool.commands.options import Config, Force, Json, Set, command
 
 
+def _sections(incomplete: str) -> list[str]:
+    """Returns how a shell may complete the name of a section."""
+    from nertool.settings import Settings
+
+    return [name for name in Settings.model_fields if name.startswith(incomplete)]
+
+
 @command
 def settings(
     section: Annotated[
-        str | None, typer.Argument(metavar="SECTION", help="Only this section, such as `train`.")
+        str | None,
+        typer.Argument(metavar="SECTION", help="Only this section, as `train`.", autocompletion=_sections),
     ] = None,
     show: Annotated[
         bool,

@@ -1,0 +1,64 @@
+"""Help in plain text: commands and options in sections, examples as they are typed.
+
+The sections are the `rich_help_panel`s, which Typer itself heeds only in its other help. That takes twice the time, and
+in a pipe or a narrow terminal its frames are in the way.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+COMMON = "Options of many commands"
+
+
+class PlainCommand(TyperCommand):
+    """A command."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """Writes what the command does, and its examples without breaks in them."""
+        formatter.write_paragraph()
+        with formatter.indentation():
+            indent = " " * formatter.current_indent
+            paragraphs = textwrap.dedent(self.help or "").strip().split("\n\n")
+            for index, paragraph in enumerate(paragraphs):
+                if index:
+                    formatter.write("\n")
+                if paragraph.startswith("nertool "):
+                    formatter.write(textwrap.indent(paragraph, indent) + "\n")
+                else:
+                    formatter.write_text(paragraph)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes arguments and options: the command's own first, then what many have."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], COMMON: []}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panel = getattr(parameter, "rich_help_panel", None) or kind
+                sections[COMMON if parameter.name == "help" else panel].append(record)
+        _write(formatter, sections.items())
+
+
+class PlainGroup(TyperGroup):
+    """A command with commands."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes a line for each command, in the order and the sections in which they are registered."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            summary = re.split(r"[;:]|\.(?:\s|$)", command.help or "")[0]
+            sections.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append((name, summary))
+        _write(formatter, sections.items())
+
+
+def _write(formatter: Any, sections: Iterable[tuple[str, list[tuple[str, str]]]]) -> None:
+    given = [(title, rows) for title, rows in sections if rows]
+    widest = max(len(row[0]) for _, rows in given for row in rows)
+    for title, rows in given:
+        with formatter.section(title):
+            # The second column begins at one place in all sections.
+            formatter.write_dl([(first.ljust(min(widest, 30)), second) for first, second in rows], col_max=32)
