@@ -13,6 +13,9 @@ from nertool.documents import Document, Entity, Section, Span, match_text
 from nertool.errors import NertoolError
 from nertool.formats.pubtator import read_pubtator
 from nertool.splitting import SIDES, SplitPlan, plan_folds, plan_split, summarise
+from tests.cli_helpers import in_an_empty_folder, refuse  # noqa: F401
+from tests.conftest import make_corpus as tiny_corpus
+from tests.conftest import write_documents
 
 BIORED = Path(__file__).parents[2] / "shared/data/biored/BioRED_TrainDev.PubTator"
 VOCABULARY = [f"word{number}" for number in range(3000)]
@@ -365,3 +368,24 @@ def test_class_shares_of_biored_are_within_2_points_of_the_asked_ones():
         if sum(row["counts"].values()) >= 100:
             for side, fraction in report["fractions"]["asked"].items():
                 assert row["shares"][side] == pytest.approx(fraction, abs=0.02)
+
+
+@pytest.mark.parametrize("change", ["removed", "other text", "new"])
+def test_documents_that_change_between_the_two_readings_are_no_split(change, tmp_path, monkeypatch):
+    documents = write_documents(tmp_path / "documents", tiny_corpus(12))
+
+    def plan_and_change(*arguments):
+        plan = plan_split(*arguments)
+        path = documents / "doc-003.json"
+        if change == "new":
+            (documents / "doc-new.json").write_text(path.read_text().replace("doc-003", "doc-new"))
+        elif change == "other text":
+            path.write_text(path.read_text().replace("Cells 3", "Cells 4"))
+        else:
+            path.unlink()
+        return plan
+
+    monkeypatch.setattr("nertool.splitting.plan_split", plan_and_change)
+    message = refuse("split", documents, tmp_path / "split")
+    assert "documents changed while it was read: 'doc-" in message and "try again" in message
+    assert not (tmp_path / "split").exists()

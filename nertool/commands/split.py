@@ -1,11 +1,14 @@
 """`nertool split`: documents into train, eval and test."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, command, settings_from
+
+if TYPE_CHECKING:
+    from nertool.errors import NertoolError
 
 
 @command
@@ -60,7 +63,7 @@ def run_split(source: Path, output: Path, settings: Any, *, force: bool = False)
     from contextlib import ExitStack
 
     from nertool.console import progress
-    from nertool.errors import NertoolError
+    from nertool.documents import content_digest
     from nertool.files import new_folder, write_json
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.kazu import KazuWriter
@@ -74,21 +77,29 @@ def run_split(source: Path, output: Path, settings: Any, *, force: bool = False)
             for document in read_documents(source, report, skip_invalid=settings.skip_invalid):
                 summaries.append(summarise(document))
                 advance(report.documents)
+        planned = {summary.id: summary.digest.hex() for summary in summaries}
         plan = plan_split(summaries, settings.split_fractions, settings.split_seed, settings.duplicate_similarity)
         writers = {side: stack.enter_context(KazuWriter(folder / side)) for side in SIDES}
         with progress("writing", report.documents, "documents") as advance:
             second = ReadReport()
             for document in read_documents(source, second, skip_invalid=settings.skip_invalid):
-                side = plan.assignment.get(document.id)
-                if side is None:
-                    raise NertoolError(f"{source} changed while it was read: {document.id!r} is new", "try again")
-                writers[side].write(document)
+                if planned.pop(document.id, None) != content_digest(document):
+                    raise _changed(source, document.id)
+                writers[plan.assignment[document.id]].write(document)
                 advance(second.documents)
+        if planned:
+            raise _changed(source, next(iter(planned)))
         result = {"read": report.to_json(), **plan.report()}
         write_json(folder / "split.json", result)
         write_rejected(report, folder / "rejected.jsonl")
     report_reading(report)
     return result
+
+
+def _changed(source: Path, document: str) -> "NertoolError":
+    from nertool.errors import NertoolError
+
+    return NertoolError(f"{source} changed while it was read: {document!r} isn't what it was, or there", "try again")
 
 
 def _parse_fractions(text: str | None) -> tuple[float, ...] | None:
