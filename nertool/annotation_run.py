@@ -10,7 +10,7 @@ import orjson
 
 from nertool.annotation import annotate_document, choose_answers, is_whole
 from nertool.chunks import WHOLE, Shard
-from nertool.console import progress
+from nertool.console import counted, progress
 from nertool.documents import Document
 from nertool.entity_classes import ClassList
 from nertool.errors import NertoolError
@@ -269,7 +269,7 @@ def _must_ask(responses: ResponseFile | None, classes: ClassList, *, retry_faile
 def _unfinished(stopped: str | None, failed: list[tuple[Piece, str]], failed_file: Path) -> str:
     lines = [f"asking stopped: {stopped}"] if stopped else []
     if failed:
-        lines.append(f"{len(failed):,} texts got no answer:")
+        lines.append(f"{counted(len(failed), 'text')} got no answer:")
         for piece, reason in failed[:_TEXTS_NAMED]:
             lines.append(f"  {piece.document}, section {', '.join(map(str, piece.sections))}: {reason}")
         if len(failed) > _TEXTS_NAMED:

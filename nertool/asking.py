@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nertool.annotation import is_usable
-from nertool.console import Advance, progress, say
+from nertool.console import Advance, counted, progress, say
 from nertool.entity_classes import ClassList
 from nertool.errors import InterruptedBySignalError, NertoolError
 from nertool.llm import Completion, Llm, NoAnswerError, RefusedError
@@ -137,7 +137,7 @@ class _Asker:
             if received or not self._waiting:
                 main.cancel() if main is not None else None
             else:
-                say(f"finishing the {len(self._waiting)} requests in flight; once more to stop at once")
+                say(f"finishing the {counted(len(self._waiting), 'request')} in flight; once more to stop at once")
                 loop.call_later(_FINISHING_SECONDS, main.cancel if main is not None else lambda: None)
             received.append(number)
 

@@ -141,6 +141,17 @@ def progress(task: str, total: int | None, unit: str, done: int = 0) -> Iterator
         yield advance
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Returns how many there are, in words: `1 document`, `2,310 documents`.
+
+    Args:
+        number: How many.
+        one: What one is called.
+        many: What others are called, if it isn't `one` with an s.
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 class Rate:
     """How fast something is, from its beginning on."""
 

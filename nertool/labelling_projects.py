@@ -5,7 +5,7 @@ A project is nertool's by a mark in its description.
 
 from collections.abc import Iterable
 
-from nertool.console import say
+from nertool.console import counted, say
 from nertool.errors import NertoolError, nearest_name
 from nertool.label_studio import Patience, Project, Server, TroubleError
 from nertool.labelling_config import config_labels, extend_config, make_config
@@ -28,7 +28,7 @@ def find_project(server: Server, name: str) -> Project | None:
         found = [project for project in everything if project.title == name]
     own = [project for project in found if is_own(project)]
     if len(own) > 1:
-        which = " or ".join(f"{BY_ID}{project.id} ({project.tasks:,} tasks)" for project in own)
+        which = " or ".join(f"{BY_ID}{project.id} ({counted(project.tasks, 'task')})" for project in own)
         raise NertoolError(
             f"there are {len(own)} projects called {name!r} in Label Studio", f"say which one: --project {which}"
         )

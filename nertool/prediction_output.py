@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Self
 
 import orjson
 
-from nertool.console import say
+from nertool.console import counted, say
 from nertool.document_parsing import parse_document
 from nertool.errors import NertoolError
 from nertool.files import (
@@ -107,7 +107,8 @@ class PredictionOutput:
             names = [_CHUNK_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
             if lost := sum(int(name[2]) for name in names if name):
                 differing = ", ".join(sorted(_differing(earlier, job)))
-                say(f"{lost:,} documents of an earlier run are not used, as it was another one: {differing}")
+                what = counted(lost, "document of an earlier run is", "documents of an earlier run are")
+                say(f"{what} not used, as it was another one: {differing}")
             for path in [*self.folder.glob("chunk-*"), *self.folder.glob(_RUNS_ON)]:
                 path.unlink()
             write_json(file, job)
@@ -117,7 +118,7 @@ class PredictionOutput:
             if name := _CHUNK_NAME.fullmatch(path.name):
                 self._take_up(name[1], path, int(name[2]), int(name[3]))
         if self._chunks:
-            say(f"going on after {self.documents:,} documents that are done")
+            say(f"going on after {counted(self.documents, 'document that is', 'documents that are')} done")
 
     def _take_up(self, key: str, path: Path, documents: int, entities: int) -> None:
         self._chunks[key] = path

@@ -48,7 +48,7 @@ def annotate(
     nertool annotate texts/ documents/ --llm gpt-4.1-mini
     """
     from nertool.chunks import Shard
-    from nertool.console import print_json, say
+    from nertool.console import counted, print_json, say
 
     options = {
         "annotate.model": llm,
@@ -73,7 +73,8 @@ def annotate(
         show_plan(result)
     else:
         show_reconciliation(result["reconciliation"])
-        say(f"{result['documents']:,} documents with {result['entities']:,} entities written to {result['output']}")
+        entities = counted(result["entities"], "entity", "entities")
+        say(f"{counted(result['documents'], 'document')} with {entities} written to {result['output']}")
 
 
 def run_annotate(
@@ -141,11 +142,12 @@ def run_annotate(
 
 def show_plan(result: dict[str, Any]) -> None:
     """Prints what `--dry-run` found out."""
-    from nertool.console import say
+    from nertool.console import counted, say
 
-    say(f"{result['documents']:,} documents, {result['texts']:,} texts; {result['answers_at_hand']:,} answers at hand")
+    at_hand = counted(result["answers_at_hand"], "answer")
+    say(f"{counted(result['documents'], 'document')}, {counted(result['texts'], 'text')}; {at_hand} at hand")
     say(
-        f"to ask: {result['calls']:,} requests, about {result['input_tokens']:,} tokens of requests and "
+        f"to ask: {counted(result['calls'], 'request')}, about {result['input_tokens']:,} tokens of requests and "
         f"{result['output_tokens']:,} of answers"
     )
     cost = "set annotate.input_price and annotate.output_price to see the cost"
@@ -156,12 +158,12 @@ def show_reconciliation(reconciliation: dict[str, Any]) -> None:
     """Prints what became of all mentions, class by class, with examples of what was lost."""
     from rich.table import Table
 
-    from nertool.console import say, show
+    from nertool.console import counted, say, show
     from nertool.reconciliation import OUTCOMES
 
     texts, totals = reconciliation["pieces"], reconciliation["totals"]
     say(
-        f"{texts['all']:,} texts: {texts['answered']:,} answered"
+        f"{counted(texts['all'], 'text')}: {texts['answered']:,} answered"
         + (f" ({texts['cut off']:,} of them cut off)" if texts["cut off"] else "")
         + f", {texts['unusable']:,} with unusable answers, {texts['missing']:,} without answers"
     )

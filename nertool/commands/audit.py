@@ -167,7 +167,7 @@ def show_audit(summary: dict[str, Any], documents: Path, output: Path) -> None:
     """Shows people how much is suspect, class by class, and the worst of it."""
     from rich.table import Table
 
-    from nertool.console import say, show
+    from nertool.console import counted, say, show
     from nertool.suspects import KINDS
 
     table = Table("class", title=f"suspect from a score of {summary['min_score']:g} on", title_justify="left")
@@ -185,8 +185,8 @@ def show_audit(summary: dict[str, Any], documents: Path, output: Path) -> None:
         say(f"  {one['score']:.2f} {one['kind']}: {what}{instead} ({one['document']})")
         say(f"       {one['reason']}")
     for label, count in summary["not_judged"].items():
-        say(f"note: the class {label!r} was not judged ({count:,} entities)")
-    say(f"{summary['suspects']:,} suspects, the worst first: {output / 'suspects.jsonl'}")
+        say(f"note: the class {label!r} was not judged ({counted(count, 'entity', 'entities')})")
+    say(f"{counted(summary['suspects'], 'suspect')}, the worst first: {output / 'suspects.jsonl'}")
     say(
         f"look at them: nertool ls-sync push {documents} --queue {output / 'queue.txt'} "
         f"--predictions suggested={output / 'corrected.jsonl'} --project NAME"

@@ -94,15 +94,16 @@ def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False)
 
 def show_cache(info: dict[str, Any]) -> None:
     """Shows people what is in a cache and what its targets can't express."""
-    from nertool.console import say
+    from nertool.console import counted, say
 
     counts, part = info["counts"], info["representation"]
     say(
-        f"{counts['documents']:,} documents, {counts['sections']:,} sections, {counts['tokens']:,} tokens, "
-        f"{counts['windows']:,} windows, {len(info['fingerprint']['labels'])} classes"
+        f"{counted(counts['documents'], 'document')}, {counted(counts['sections'], 'section')}, "
+        f"{counted(counts['tokens'], 'token')}, {counted(counts['windows'], 'window')}, "
+        f"{counted(len(info['fingerprint']['labels']), 'class', 'classes')}"
     )
     if counts["empty_sections"]:
-        say(f"note: {counts['empty_sections']:,} sections have no text")
+        say(f"note: {counted(counts['empty_sections'], 'section has', 'sections have')} no text")
     if part["ceiling_micro_f1"] is not None:
         say(
             f"{part['kept']:,} of {part['entities']:,} entities can be expressed exactly: "

@@ -39,7 +39,7 @@ def convert(
 
     nertool convert corpus.PubTator documents/ --from pubtator --to kazu
     """
-    from nertool.console import print_json, say
+    from nertool.console import counted, print_json, say
 
     settings = settings_from(config, assignments, {"data.skip_invalid": skip_invalid})
     result = run_convert(source, output, from_format, to_format, force=force, skip_invalid=settings.data.skip_invalid)
@@ -47,7 +47,8 @@ def convert(
         print_json(result)
     else:
         but = ", without what it can't hold" if result["losses"] else ""
-        say(f"{result['written']:,} documents with {result['read']['entities']:,} entities converted to {output}{but}")
+        entities = counted(result["read"]["entities"], "entity", "entities")
+        say(f"{counted(result['written'], 'document')} with {entities} converted to {output}{but}")
 
 
 def run_convert(
@@ -95,12 +96,13 @@ def run_convert(
         say(f"{to_name} can't hold: {count:,} {loss}")
 
     def write(path: Path, rejected: Path) -> None:
+        again = ReadReport()
         with (
             to.writer(path) as writer,
             rejected_lines(rejected) as set_aside,
             progress("writing", report.documents, "documents") as advance,
         ):
-            for number, document in enumerate(read(ReadReport(), set_aside), start=1):
+            for number, document in enumerate(read(again, set_aside), start=1):
                 try:
                     writer.write(document)
                 except (orjson.JSONEncodeError, RecursionError) as error:
@@ -109,6 +111,8 @@ def run_convert(
                         "take what is nested so deeply out of its metadata, or convert to kazu or jsonl",
                     ) from error
                 advance(number)
+        if again != report:
+            raise NertoolError(f"{source} changed while it was read", "try again")
 
     if to.folder:
         with new_folder(output, "convert", force=force, source=source) as folder:

@@ -163,7 +163,7 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     from nertool.commands.cache import show_cache
     from nertool.commands.showing import showing_evaluations
     from nertool.commands.together import data_facts, training_cache
-    from nertool.console import progress, say
+    from nertool.console import counted, progress, say
     from nertool.devices import choose_device, choose_precision, seed_everything
     from nertool.distillation import Lesson, distillation_task
     from nertool.formats import ReadReport
@@ -212,7 +212,8 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
         caches["unlabelled"] = training_cache(
             more_source, more_scan, output / "unlabelled", teacher.tokenizer, teacher.scheme, settings
         )
-        say(f"{more_scan.documents:,} documents without gold, {len(caches['unlabelled'].tokens):,} tokens")
+        tokens = counted(len(caches["unlabelled"].tokens), "token")
+        say(f"{counted(more_scan.documents, 'document')} without gold, {tokens}")
     weights = weights_digest(teacher_folder)
     lessons = [Lesson(cache, _ask(tagger, cache, logits, name, weights), name == "train")
                for name, cache in caches.items()]  # fmt: skip

@@ -32,7 +32,7 @@ def pull(
 
     nertool ls-sync pull corrected --project "Test split"
     """
-    from nertool.console import print_json, say
+    from nertool.console import counted, print_json, say
 
     settings = settings_from(config, assignments, {"label_studio.project": project})
     result = run_pull(output, settings, only_reviewed=reviewed, force=force)
@@ -40,7 +40,8 @@ def pull(
         print_json(result)
     else:
         show_reviews(result)
-        say(f"{result['documents']:,} documents with {result['entities']:,} entities written to {output}")
+        entities = counted(result["entities"], "entity", "entities")
+        say(f"{counted(result['documents'], 'document')} with {entities} written to {output}")
 
 
 def run_pull(output: Path, settings: "Settings", *, only_reviewed: bool = False, force: bool = False) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def show_reviews(result: dict[str, Any]) -> None:
     """Prints what people did."""
     from rich.table import Table
 
-    from nertool.console import say, show
+    from nertool.console import counted, say, show
     from nertool.reviews import MEANINGS
 
     table = Table(box=None, pad_edge=False)
@@ -151,4 +152,7 @@ def show_reviews(result: dict[str, Any]) -> None:
     if len(result.get("to_look_at", [])) > 20:
         say(f"  and {len(result['to_look_at']) - 20:,} more, in review.json")
     if result["other_tasks"]:
-        say(f"note: {result['other_tasks']:,} tasks are not nertool's and were passed over")
+        passed_over = counted(
+            result["other_tasks"], "task is not nertool's and was", "tasks are not nertool's and were"
+        )
+        say(f"note: {passed_over} passed over")

@@ -227,11 +227,12 @@ def _send(server: "Server", project: str, wanted: Any) -> dict[str, Any]:
 
 
 def _show_pushed(pushed: "Pushed") -> None:
-    from nertool.console import say
+    from nertool.console import counted, say
 
-    parts = [f"{pushed.created:,} sections new", f"{pushed.updated:,} updated", f"{pushed.unchanged:,} as they were"]
+    new = f"{counted(pushed.created, 'section')} new"
+    parts = [new, f"{pushed.updated:,} updated", f"{pushed.unchanged:,} as they were"]
     if pushed.copies_removed:
-        parts.append(f"{pushed.copies_removed:,} copies removed")
+        parts.append(f"{counted(pushed.copies_removed, 'copy', 'copies')} removed")
     say(", ".join(parts))
     for version, counts in pushed.predictions.items():
         say(f"predictions {version}: {counts['sent']:,} sent, {counts['unchanged']:,} there already")
@@ -252,7 +253,7 @@ def _version_and_folder(named: str) -> tuple[str, Path]:
 
 def _read_predictions(folder: Path, items: "dict[str, Item]", settings: "Settings") -> "dict[str, tuple[Entity, ...]]":
     """Returns what was predicted for each section, which must have the text that it is shown with."""
-    from nertool.console import say
+    from nertool.console import counted, say
     from nertool.errors import NertoolError
     from nertool.formats import ReadReport, read_documents
     from nertool.labelling_tasks import make_items
@@ -268,8 +269,9 @@ def _read_predictions(folder: Path, items: "dict[str, Item]", settings: "Setting
             else:
                 found[item.key] = item.section.entities
     if different:
+        sections = counted(len(different), "section has", "sections have")
         raise NertoolError(
-            f"{folder}: {len(different)} sections have another text than in DOCS: {', '.join(different[:5])}",
+            f"{folder}: {sections} another text than in DOCS: {', '.join(different[:5])}",
             "predict the documents that you push",
         )
     if not found:
@@ -277,7 +279,8 @@ def _read_predictions(folder: Path, items: "dict[str, Item]", settings: "Setting
             f"{folder} holds predictions for none of the sections", "predict the documents that you push"
         )
     if unknown:
-        say(f"note: {folder}: predictions for {unknown:,} sections that are not in DOCS are left out")
+        sections = counted(unknown, "section that is", "sections that are")
+        say(f"note: {folder}: predictions for {sections} not in DOCS are left out")
     if missing := len(items) - len(found):
         say(f"note: {folder}: no predictions for {missing:,} of the sections")
     return found

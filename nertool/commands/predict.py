@@ -79,7 +79,7 @@ def predict(
     """
     from nertool.chunks import Shard
     from nertool.commands.showing import check_showing, choose_rows, show_predictions
-    from nertool.console import print_json, say
+    from nertool.console import counted, print_json, say
     from nertool.errors import NertoolError
     from nertool.formats import ReadReport, read_documents
 
@@ -107,10 +107,8 @@ def predict(
     if json:
         print_json(result)
     else:
-        say(
-            f"{result['documents']:,} documents with {result['entities']:,} predicted entities "
-            f"written to {result['output']}"
-        )
+        entities = counted(result["entities"], "predicted entity", "predicted entities")
+        say(f"{counted(result['documents'], 'document')} with {entities} written to {result['output']}")
     if ls_project is not None:
         documents = ((None, document) for document in read_documents(Path(result["output"]), ReadReport()))
         rows = choose_rows(documents, settings.label_studio.sample)

@@ -14,7 +14,7 @@ _NUMBERS = ("precision", "recall", "f1")
 
 def show_report(report: Mapping[str, Any]) -> None:
     """Shows people the scores as tables: per class, the comparison, the errors and the groups, as far as there are."""
-    from nertool.console import say, show
+    from nertool.console import counted, say, show
 
     show(_classes(report))
     others = [
@@ -37,7 +37,8 @@ def show_report(report: Mapping[str, Any]) -> None:
     if llms := [name for name in report["counts"]["annotators"] if name.startswith("the LLM ")]:
         say(f"note: the gold annotations are from {', '.join(llms)}; the scores say how well the model agrees with it")
     for label, count in report["counts"]["classes_unknown_to_the_model"].items():
-        say(f"note: the model does not know the class {label!r} ({count:,} entities, counted as missed)")
+        entities = counted(count, "entity", "entities")
+        say(f"note: the model does not know the class {label!r} ({entities}, counted as missed)")
 
 
 def _other_scheme(report: Mapping[str, Any]) -> str:
@@ -96,8 +97,10 @@ def _comparison(comparison: Mapping[str, Any]) -> "Table":
 
 
 def _gold_sets(gold_sets: Mapping[str, Any], scheme: str) -> "Table":
+    from nertool.console import counted
+
     sent_by = ", ".join(gold_sets["sent_by"])
-    title = f"{gold_sets['sections']:,} sections that people corrected or confirmed; sent to them: {sent_by}"
+    title = f"{counted(gold_sets['sections'], 'section')} that people corrected or confirmed; sent to them: {sent_by}"
     table = _plain_table(title, (*_NUMBERS[:2], "F1", "overlap F1"), first=scheme)
     names = {
         "predicted_against_sent": "predictions against what was sent",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from nertool.console import say
+from nertool.console import counted, say
 from nertool.document_parsing import Problem
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError, nearest_name
@@ -166,7 +166,7 @@ def count_files(path: Path) -> int | None:
 
 def describe_rejected(rejected: list[Rejected], more: int = 0) -> str:
     """Returns a message that names the invalid documents and what is wrong with them."""
-    lines = [f"{len(rejected) + more:,} invalid document{'s' if len(rejected) > 1 else ''}:"]
+    lines = [f"{counted(len(rejected) + more, 'invalid document')}:"]
     for item in rejected:
         for problem in item.problems[:_PROBLEMS_SHOWN_PER_DOCUMENT]:
             lines.append(f"  {item.place}: {problem}")
@@ -286,9 +286,12 @@ def report_reading(report: ReadReport) -> None:
     for item in report.rejected[:MOST_REJECTED_KEPT]:
         say(f"set aside: {item.place}: {item.problems[0]}")
     if report.rejected:
-        say(f"{len(report.rejected) + report.more_rejected:,} invalid documents were set aside")
+        number = len(report.rejected) + report.more_rejected
+        say(counted(number, "invalid document was set aside", "invalid documents were set aside"))
     for note, count in report.notes.items():
         say(f"note: {count:,} {note}")
     if report.ignored_files:
         shown = ", ".join(report.ignored_files[:5]) + (", …" if len(report.ignored_files) > 5 else "")
-        say(f"note: {len(report.ignored_files):,} other files or folders were not read ({shown})")
+        number = len(report.ignored_files)
+        what = counted(number, "other file or folder was not read", "other files or folders were not read")
+        say(f"note: {what} ({shown})")
