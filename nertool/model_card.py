@@ -160,12 +160,12 @@ def _split(split: Mapping[str, Any] | None) -> Iterator[str]:
     )
     yield f"- Split by `nertool split`, seed {split['seed']}: {sides} documents; {together}."
     unseen = [
-        f"{100 * facts['share']:.1f} % of the {count(facts['entities'], 'mention')} in {side}"
+        f"{100 * facts['share']:.1f} % of the {facts['entities']:,} in {side}"
         for side, facts in sorted(split["unseen_mentions"].items(), key=_side)
         if facts["share"] is not None
     ]
     if unseen:
-        yield f"- Never seen in train, as that text with that class: {enumeration(unseen)}."
+        yield f"- Mentions with a text and class that train never has: {enumeration(unseen)}."
 
 
 def _side(item: tuple[str, Any]) -> int:

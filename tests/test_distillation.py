@@ -324,7 +324,10 @@ def test_distill_makes_a_smaller_model_that_predicts(trained: Path) -> None:
     scored = json.loads(succeed("evaluate", "small/model", trained / "eval", "--json").stdout)
     assert scored["micro_f1"] == report["student"]["scores"]["micro_f1"]
     card = Path("small/model/README.md").read_text(encoding="utf-8")
-    assert "Distilled from the model" in card and "30 documents without gold entities" in card
+    assert "Distilled from the model run into a student (2 layers of the teacher)" in card
+    assert "30 documents without gold entities" in card
+    assert f"| micro F1 | {report['teacher']['scores']['micro_f1']:.3f} | {scored['micro_f1']:.3f} |" in card
+    assert str(trained) not in card
     again = succeed(*arguments(trained, "small", "--student-layers", "2", "--resume"))
     assert "finished already" in again.stderr
 

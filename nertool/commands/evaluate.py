@@ -75,6 +75,12 @@ def evaluate(
             "them in MODEL.",
         ),
     ] = False,
+    into_card: Annotated[
+        bool,
+        typer.Option(
+            "--into-card", help="Keep the scores in MODEL and its model card, beside those on other documents."
+        ),
+    ] = False,
     ls_project: LsProject = None,
     device: Device = None,
     skip_invalid: SkipInvalid = None,
@@ -87,6 +93,7 @@ def evaluate(
 
     nertool evaluate run/model split/test --json > metrics.json
     """
+    from nertool.artefacts import CARD_FILE
     from nertool.commands.score_tables import show_report
     from nertool.commands.showing import check_showing, choose_rows, show_predictions
     from nertool.console import print_json, say
@@ -106,8 +113,11 @@ def evaluate(
         train=train,
         predictions=predictions,
         tune=tune_thresholds,
+        into_card=into_card,
         force=force,
     )
+    if into_card:
+        say(f"kept in {model / CARD_FILE}")
     if json:
         print_json(result.report)
     else:
@@ -185,6 +195,7 @@ def run_evaluate(
     train: Path | None = None,
     predictions: Path | None = None,
     tune: bool = False,
+    into_card: bool = False,
     force: bool = False,
 ) -> Evaluation:
     """Scores a model, or documents against documents.
@@ -199,6 +210,7 @@ def run_evaluate(
         train: The documents that the model was trained on, or a cache.
         predictions: Where to write the predicted documents.
         tune: Choose the thresholds of the classes on these documents first, and keep them in the model.
+        into_card: Keep the scores in the model, for its card.
         force: Replace older predictions.
 
     Raises:
@@ -207,7 +219,7 @@ def run_evaluate(
     from collections import Counter
 
     from nertool.errors import NertoolError
-    from nertool.files import check_output, new_folder
+    from nertool.files import check_output, last_part, new_folder
     from nertool.formats import ReadReport
     from nertool.formats.kazu import KazuWriter
     from nertool.formats.reading import report_reading, write_rejected
@@ -220,6 +232,8 @@ def run_evaluate(
     of_documents = _holds_documents(model_folder)
     if of_documents and tune:
         raise NertoolError(f"{model_folder} holds documents, which have no thresholds to tune", "name a model")
+    if of_documents and into_card:
+        raise NertoolError(f"{model_folder} holds documents, which have no model card", "name a model")
     reading = ReadReport()
     gold_documents = Source(source, settings, reading).read_all()
     # What may be wrong with what else was given comes out before a model is run for minutes.
@@ -252,6 +266,13 @@ def run_evaluate(
         report["comparison"] = {**facts, "metrics": compare(scores, rival.score(found, scheme), samples, seed)}
     analysis, errors = _analyse(gold_documents, found, pairs, seen, settings)
     report |= analysis
+    if into_card and found.thresholds is not None:
+        from nertool.artefacts import keep_evaluation
+        from nertool.cache_building import scan
+        from nertool.kept_scores import kept_evaluation
+
+        facts = scan(gold_documents).to_json(last_part(source))
+        keep_evaluation(model_folder, kept_evaluation(pairs, found.labels, facts, found.thresholds, samples, seed))
     if predictions is not None:
         with new_folder(predictions, "evaluate", force=force) as folder, KazuWriter(folder) as writer:
             for document in found.documents:
@@ -366,13 +387,16 @@ def _analyse(
 def _tune(model_folder: Path, source: Path, documents: "list[Document]", settings: Any) -> None:
     """Chooses the thresholds of the classes, keeps them in the model, and says what they are."""
     from nertool.artefacts import Decisions, change_thresholds, read_facts
+    from nertool.cache_building import scan
     from nertool.console import say
+    from nertool.files import last_part
     from nertool.thresholds import tune_thresholds
 
     before = Decisions.from_json(read_facts(model_folder))
     counts = _predict(model_folder, documents, settings).counts
     thresholds = before.thresholds if counts is None else tune_thresholds(counts, before)
-    change_thresholds(model_folder, thresholds, {"documents": str(source), "count": len(documents)})
+    facts = {"documents": last_part(source), "count": len(documents), "digest": scan(documents).digest}
+    change_thresholds(model_folder, thresholds, facts)
     pairs = zip(before.scheme.labels, before.thresholds, thresholds, strict=True)
     changed = [f"{label} {old:g} → {new:g}" for label, old, new in pairs if old != new]
     say(f"thresholds: {', '.join(changed) or 'none is better than before'}")
