@@ -268,6 +268,26 @@ def test_documents_begin_at_docstart_lines_and_sentences_become_lines_of_their_t
         assert (second.sections[0].name, second.sections[0].text) == ("text", "x")
 
 
+@pytest.mark.parametrize("token", ["-DOCSTART-s", "-DOCSTART-", "-DOCSTART--DOCSTART-"])
+def test_a_token_that_begins_like_a_docstart_line_is_a_token(tmp_path, token):
+    end = 4 + len(token)
+    original = Document("d", (section_with(f"The {token} ends. Then", ("x", 4, end)), section_with(token)))
+    assert document_to_json(read_one(write(tmp_path / "a.conll", original))) == document_to_json(original)
+    if token != "-DOCSTART-":
+        (record,) = read_conll(foreign(tmp_path / "b.conll", f"a\tO\n{token}\tB-x\nb\tO\n"))
+        assert found(record.document) == [("x", token)]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_line_ends_of_other_systems_are_line_ends(tmp_path, end):
+    lines = ["-DOCSTART-\tO", "", "IL-2\tB-gene", "binds\tO", "", "-DOCSTART-\tO", "", "mice\tB-x", "bad line\tZ"]
+    first, second = read_conll(foreign(tmp_path / "a.conll", end.join(lines) + end))
+    assert found(first.document) == [("gene", "IL-2")] and first.document.sections[0].text == "IL-2 binds"
+    assert (second.place, problems_of(second)) == (
+        f"{tmp_path}/a.conll:6", ["line 9: 'Z' is no tag: O, or B-, I-, E-, S-, L- or U- with a class"],
+    )  # fmt: skip
+
+
 def test_without_docstart_lines_each_sentence_is_a_document(tmp_path):
     records = list(read_conll(foreign(tmp_path / "a.bio", "\n \nIL-2\tB\n\n\n\u00a0\nTP53\tB\nx\tO\n\n")))
     assert [(record.document.id, record.document.sections[0].text) for record in records] == [

@@ -24,6 +24,7 @@ from nertool.formats.building import build_record, id_from
 from nertool.formats.tagging import IRREGULAR, Tag, count_irregular, decode_tags
 
 _START = "-DOCSTART-"
+_BYTES_LOOKED_AT = 65_536  # to see how lines end
 _NAMESPACE = "conll"
 _SECTION = "text"
 # A run of letters and digits with their combining accents, or any other single character that isn't white space.
@@ -288,22 +289,37 @@ def _split(file: Path) -> Iterator[list[_Line]]:
     lines: list[_Line] = []
     marked = has_tokens = False
     last: _Header | None = None
-    with file.open("rb") as data:
-        for number, raw_line in enumerate(data, start=1):
-            line = _Line(number, raw_line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n"))
-            ends = not line.data.strip() and not marked
-            if line.data.startswith(_START.encode()):
-                header = _read_header(line.data)
-                ends = not _goes_on(header, last)
-                marked, last = True, header
-            if ends and has_tokens:
-                yield lines
-                lines, has_tokens = [], False
-            if line.data.strip() or marked:
-                lines.append(line)
-                has_tokens = has_tokens or not _is_comment(line.data)
+    for number, raw_line in enumerate(_raw_lines(file), start=1):
+        line = _Line(number, raw_line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n"))
+        ends = not line.data.strip() and not marked
+        if _is_start(line.data):
+            header = _read_header(line.data)
+            ends = not _goes_on(header, last)
+            marked, last = True, header
+        if ends and has_tokens:
+            yield lines
+            lines, has_tokens = [], False
+        if line.data.strip() or marked:
+            lines.append(line)
+            has_tokens = has_tokens or not _is_comment(line.data)
     if has_tokens:
         yield lines
+
+
+def _raw_lines(file: Path) -> Iterator[bytes]:
+    """Yields the lines of a file, which may end as those of old Macs, all of them, with a carriage return alone."""
+    with file.open("rb") as data:
+        start = data.read(_BYTES_LOOKED_AT)
+        data.seek(0)
+        if b"\r" in start and b"\n" not in start:
+            yield from data.read().split(b"\r")
+        else:
+            yield from data
+
+
+def _is_start(line: bytes) -> bool:
+    """Tells whether a line is a `-DOCSTART-` line, and not that of a longer token."""
+    return line.split(None, 1)[:1] == [_START.encode()]
 
 
 def _goes_on(header: _Header | None, last: _Header | None) -> bool:
@@ -344,7 +360,7 @@ def _parse(place: str, lines: list[_Line], identifier: str) -> Record:
         except UnicodeDecodeError as error:
             problems.append(Problem(f"line {number}", f"not UTF-8: {error.reason} at byte {error.start}"))
             continue
-        if line.startswith(_START):
+        if _is_start(data):
             header = _read_header(data)
             document = document or (header.document if header else {"idx": identifier})
             if header is None:
