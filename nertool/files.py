@@ -1,5 +1,6 @@
 """Writing files so that they appear whole or not at all, and folders that know what made them."""
 
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from nertool.errors import NertoolError
 
 MANIFEST_NAME = ".nertool.json"
+_FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_NAME_BYTES = 120
 _MOST_FILES_SYNCED_ONE_BY_ONE = 100
 # What was set aside can be written after the manifest.
@@ -266,6 +268,7 @@ def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
 
     Raises:
         NertoolError: If another one is at it.
+        OSError: Of a full disk, naming the output if the operating system names no file, as it does for writes.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=wait_seconds)
     try:
@@ -274,6 +277,10 @@ def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         raise NertoolError(f"another nertool is working on {path} at the moment", "wait for it") from error
     try:
         yield
+    except OSError as error:
+        if error.errno in _FULL_DISK_ERRORS and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

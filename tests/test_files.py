@@ -330,6 +330,14 @@ def test_what_a_killed_run_left_is_cleared_by_the_next_one(tmp_path):
     assert names_in(tmp_path) == ["out"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_reported_with_the_output_though_a_write_names_no_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, new_folder(tmp_path / "out", "convert"):
+        os.write(os.open("/dev/full", os.O_WRONLY), b"more than fits")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_that_make_the_same_output_are_not_let_at_it(tmp_path):
     with new_folder(tmp_path / "out", "test") as folder:
         (folder / "one.json").write_text("1")
