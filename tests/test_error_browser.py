@@ -39,7 +39,7 @@ def mention(entity: Entity) -> tuple[str, tuple[Span, ...]]:
     return entity.label, tuple(sorted(set(entity.spans)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(rich_documents(), rich_documents()), max_size=2))
 def test_each_error_has_its_text_and_its_entities(pairs: list[tuple[Document, Document]]) -> None:
     gold = [one for one, _ in pairs]
