@@ -15,9 +15,10 @@ from nertool.commands.convert import run_convert
 from nertool.documents import Document, Entity, Section, Span, document_to_json, dump_document
 from nertool.errors import NertoolError
 from nertool.formats import FORMATS, Format, ReadReport, Record, read_documents
+from nertool.formats.base import RELATIONS
 from nertool.formats.jsonl import JsonlWriter, read_jsonl
 from nertool.formats.kazu import KazuWriter
-from nertool.formats.pubtator import RELATIONS, PubtatorWriter, pubtator_losses, read_pubtator
+from nertool.formats.pubtator import PubtatorWriter, pubtator_losses, read_pubtator
 from nertool.formats.reading import format_to_write, read_records, write_rejected
 from nertool.formats.text import TextWriter, text_losses
 from tests.document_strategies import documents

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from nertool.documents import Document, Entity, Section, Span, document_to_json
 from nertool.errors import NertoolError
 from nertool.formats import FORMATS, ReadReport, Record, read_documents
+from nertool.formats.base import RELATIONS
 from nertool.formats.bioc_format import SENTENCE_INFONS, UNPLACED, read_bioc
 from nertool.formats.bioc_writer import BiocWriter
 from nertool.formats.offsets import UNITS, length, other_unit_note
-from nertool.formats.pubtator import RELATIONS
 
 from .document_strategies import rich_documents
 

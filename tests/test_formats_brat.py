@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from nertool.documents import Document, Entity, Section, Span, document_to_json
 from nertool.files import safe_file_name
 from nertool.formats import ReadReport, Record, read_documents
+from nertool.formats.base import RELATIONS
 from nertool.formats.brat import UNTIED, BratWriter, brat_losses, read_brat
 from nertool.formats.offsets import UNITS, length, other_unit_note
-from nertool.formats.pubtator import RELATIONS
 
 from .document_strategies import rich_documents
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from nertool.documents import Document, Entity, Section, Span, document_to_json
 from nertool.formats import ReadReport, Record, read_documents
 from nertool.formats import label_studio_json as ls
-from nertool.formats.pubtator import RELATIONS
+from nertool.formats.base import RELATIONS
 from nertool.labelling_config import make_config
 from nertool.labelling_tasks import mentions
 from nertool.reviews import sent_before_review

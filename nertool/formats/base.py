@@ -137,6 +137,9 @@ class Rejected:
         }
 
 
+# What several formats note: what was left out, and what was changed.
+RELATIONS = "relations, which nertool does not use"
+NONFINITE = "NaN or infinite numbers, read as null"
 # Of more invalid documents than these the first ones are kept and shown, and the others counted.
 MOST_REJECTED_KEPT = 100
 

@@ -18,9 +18,9 @@ from xml.etree.ElementTree import Element, tostring
 from nertool.document_parsing import InvalidDocumentError, Problem, load_json, parse_document
 from nertool.documents import Span, match_text
 from nertool.extras import require
-from nertool.formats.base import Record
+from nertool.formats.base import NONFINITE, RELATIONS, Record
+from nertool.formats.building import ascii_json
 from nertool.formats.offsets import CODE_POINTS, UNITS, length, other_unit_note, stands_at, to_code_points
-from nertool.formats.pubtator import RELATIONS
 
 UNPLACED = "annotations without a place in the text, which were left out"
 SENTENCE_INFONS = "infons of sentences, which nertool does not use"
@@ -123,18 +123,10 @@ def _read_json(file: Path, source: IO[bytes]) -> Iterator[Record]:
         for raw in inside if isinstance(inside, list) else [top]:
             place = f"{file}: document {next(numbers)}"
             if isinstance(raw, dict) and "passages" in raw:
-                yield _record(place, raw, partial(_dump, raw))
+                yield _record(place, raw, partial(ascii_json, raw))
             else:
                 problem = Problem("", "no BioC: a document must be an object with passages")
-                yield Record(place, None, (problem,), _dump(raw))
-
-
-def _dump(value: Any) -> bytes:
-    """Returns JSON in ASCII; nothing for what is nested too deep, which is no document either."""
-    try:
-        return json.dumps(value).encode()
-    except RecursionError:
-        return b""
+                yield Record(place, None, (problem,), ascii_json(raw))
 
 
 def _record(place: str, raw: Mapping[str, Any], data: Callable[[], bytes]) -> Record:
@@ -149,11 +141,11 @@ def _record(place: str, raw: Mapping[str, Any], data: Callable[[], bytes]) -> Re
     else:
         return Record(place, None, tuple(first_problems), data())
     try:
-        document, nonfinite = parse_document(_dump(fields))
+        document, nonfinite = parse_document(ascii_json(fields))
     except InvalidDocumentError as error:
         return Record(place, None, tuple(error.problems), data())
     notes = reading.notes
-    notes["NaN or infinite numbers, read as null"] = nonfinite
+    notes[NONFINITE] = nonfinite
     notes[other_unit_note(unit)] = unit != CODE_POINTS
     return Record(place, document, notes=+notes)
 

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple, Self
 
 from nertool.document_parsing import InvalidDocumentError, Problem, parse_document
 from nertool.documents import Document, Span, document_to_json, match_text
-from nertool.formats.base import FileNames, Record
+from nertool.formats.base import NONFINITE, RELATIONS, FileNames, Record
 from nertool.formats.offsets import CODE_POINTS, UNITS, other_unit_note, stands_at, to_code_points
-from nertool.formats.pubtator import RELATIONS
 from nertool.formats.text import BETWEEN_SECTIONS, SECTION, text_losses
 
 NAMESPACE = "brat"
@@ -153,7 +152,7 @@ def _parse(file: Path, data: bytes, lines: Sequence[str], text: str) -> Record:
         return Record(str(file), None, tuple(error.problems), data)
     except RecursionError:
         return Record(str(file), None, (Problem("", "a note of nertool is nested too deeply"),), data)
-    found.notes["NaN or infinite numbers, read as null"] = nonfinite
+    found.notes[NONFINITE] = nonfinite
     found.notes[other_unit_note(unit)] = unit != CODE_POINTS
     return Record(str(file), document, notes=+found.notes)
 

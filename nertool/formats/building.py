@@ -1,5 +1,6 @@
 """From what a file of another format says to a document, checked as KAZU's JSON is."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,19 @@ def build_record(place: str, document: Mapping[str, Any], raw: bytes, notes: Map
         return Record(place, None, (Problem("", f"holds what can't be written again: {error}"),), raw)
     record = parse_record(place, data)
     return record._replace(raw=b"" if record.document else raw, notes={**record.notes, **notes})
+
+
+def ascii_json(value: Any) -> bytes:
+    """Returns JSON of whatever was read, half surrogate pairs included; nothing of what is nested too deep for it."""
+    try:
+        return json.dumps(value).encode()
+    except RecursionError:
+        return b""
+
+
+def json_text(facts: Mapping[str, Any]) -> str:
+    """Returns JSON for a field that holds text."""
+    return orjson.dumps(facts).decode()
 
 
 def id_from(file: Path, *endings: str) -> str:

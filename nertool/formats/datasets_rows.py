@@ -20,7 +20,7 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document, Entity, match_text
 from nertool.extras import require
 from nertool.formats.base import Record
-from nertool.formats.building import build_record, id_from
+from nertool.formats.building import build_record, id_from, json_text
 from nertool.formats.tagging import IRREGULAR, Tag, count_irregular, decode_tags
 
 ENDINGS = (".parquet", ".datasets.jsonl")
@@ -148,7 +148,7 @@ def _schema() -> Any:
 
 def _rows_of(document: Document) -> Iterator[dict[str, Any]]:
     about = {"document": document.id}
-    document_extra = _dump(document.extra)
+    document_extra = json_text(document.extra)
     if not document.sections:
         yield {**about, "section": None, "name": None, "text": "", "entities": [], "extra": "{}",
                "document_extra": document_extra}  # fmt: skip
@@ -156,7 +156,7 @@ def _rows_of(document: Document) -> Iterator[dict[str, Any]]:
         yield {
             **about, "section": number, "name": section.name, "text": section.text,
             "entities": [_entity_row(entity, section.text) for entity in section.entities],
-            "extra": _dump(section.extra), "document_extra": document_extra,
+            "extra": json_text(section.extra), "document_extra": document_extra,
         }  # fmt: skip
 
 
@@ -169,12 +169,8 @@ def _entity_row(entity: Entity, text: str) -> dict[str, Any]:
         extra["match"] = entity.match
     return {
         "label": entity.label, "spans": [{"start": start, "end": end} for start, end in entity.spans], "text": mention,
-        "namespace": entity.namespace, "score": entity.score, "extra": _dump(extra),
+        "namespace": entity.namespace, "score": entity.score, "extra": json_text(extra),
     }  # fmt: skip
-
-
-def _dump(extra: Mapping[str, Any]) -> str:
-    return orjson.dumps(extra).decode()
 
 
 # Reading

@@ -8,7 +8,7 @@ import orjson
 
 from nertool.document_parsing import InvalidDocumentError, parse_document
 from nertool.documents import Document, document_to_json
-from nertool.formats.base import FileNames, Record
+from nertool.formats.base import NONFINITE, FileNames, Record
 
 
 def parse_record(place: str, data: bytes) -> Record:
@@ -17,7 +17,7 @@ def parse_record(place: str, data: bytes) -> Record:
         document, nonfinite = parse_document(data)
     except InvalidDocumentError as error:
         return Record(place, None, tuple(error.problems), data)
-    return Record(place, document, notes={"NaN or infinite numbers, read as null": nonfinite} if nonfinite else {})
+    return Record(place, document, notes={NONFINITE: nonfinite} if nonfinite else {})
 
 
 def read_kazu(file: Path) -> Iterator[Record]:

@@ -3,7 +3,6 @@
 Tasks that nertool made are read as `ls-sync pull` reads them from a server. Of other people's each task is a document.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +13,9 @@ import orjson
 
 from nertool.document_parsing import InvalidDocumentError, Problem, load_json
 from nertool.documents import Document, Entity, Section, content_digest, dump_document
-from nertool.formats.base import Record
+from nertool.formats.base import NONFINITE, RELATIONS, Record
+from nertool.formats.building import ascii_json
 from nertool.formats.kazu import parse_record
-from nertool.formats.pubtator import RELATIONS
 from nertool.labelling_config import JOIN_RELATION, TEXT
 from nertool.labelling_tasks import (
     ID_FIELD,
@@ -64,7 +63,7 @@ def read_label_studio(file: Path) -> Iterator[Record]:
     if not isinstance(tasks, list):
         yield Record(str(file), None, (Problem("", "an export of Label Studio must be a JSON list of tasks"),), data)
         return
-    notes = Counter({"NaN or infinite numbers, read as null": nonfinite})
+    notes = Counter({NONFINITE: nonfinite})
     groups: dict[object, list[_Place]] = {}
     for number, task in enumerate(tasks):
         groups.setdefault(_document_of(number, task), []).append(_Place(number, task))
@@ -106,14 +105,7 @@ def _read_document(file: Path, places: list[_Place], fields: Mapping[str, str], 
         if record.document is not None:
             return record
         problems.extend(record.problems)
-    return Record(place, None, tuple(problems), _raw(tasks))
-
-
-def _raw(tasks: list[Any]) -> bytes:
-    try:
-        return json.dumps(tasks).encode()
-    except RecursionError:
-        return b""
+    return Record(place, None, tuple(problems), ascii_json(tasks))
 
 
 # Tasks of nertool's

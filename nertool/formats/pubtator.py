@@ -8,7 +8,7 @@ from typing import Self
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Entity, Section, Span, match_text
-from nertool.formats.base import Record, with_digest
+from nertool.formats.base import RELATIONS, Record, with_digest
 
 _OFFSET = re.compile(r"[0-9]{1,18}")
 _RELATION_TYPE = re.compile(r"[A-Za-z]{2}")  # where an annotation has its start
@@ -16,7 +16,6 @@ _SEPARATORS = re.compile(r"[\r\n\t]")
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)")
 _NAMESPACE = "pubtator"
 _SECTION_NAMES = {"t": "title", "a": "abstract"}
-RELATIONS = "relations, which nertool does not use"
 
 
 def read_pubtator(file: Path) -> Iterator[Record]:

@@ -19,7 +19,7 @@ from nertool.document_parsing import Problem
 from nertool.documents import Document, Section, document_to_json
 from nertool.extras import require
 from nertool.formats.base import Record
-from nertool.formats.building import build_record, id_from
+from nertool.formats.building import build_record, id_from, json_text
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -61,12 +61,12 @@ class SpacyWriter:
         sections = facts.pop("sections")
         about: dict[str, Any] = {"document": facts}
         if not document.sections:
-            self._add(Section("", ""), {"id": document.id, "section": None, _FACTS: _dump(about)})
+            self._add(Section("", ""), {"id": document.id, "section": None, _FACTS: json_text(about)})
         for number, section in enumerate(document.sections):
             about["section"] = sections[number]
             name = about["section"].pop("name")
             del about["section"]["text"]
-            self._add(section, {"id": document.id, "section": number, "name": name, _FACTS: _dump(about)})
+            self._add(section, {"id": document.id, "section": number, "name": name, _FACTS: json_text(about)})
             about = {}  # the document's facts once are enough
 
     def _add(self, section: Section, user_data: dict[str, Any]) -> None:
@@ -80,10 +80,6 @@ def _english() -> "Language":
     import spacy  # noqa: PLC0415
 
     return spacy.blank("en")
-
-
-def _dump(facts: Mapping[str, Any]) -> str:
-    return orjson.dumps(facts).decode()
 
 
 def _make_doc(section: Section, nlp: "Language") -> "Doc":
