@@ -1,6 +1,6 @@
 """How well wrong annotations are found, and what a training gains by it: BioRED with a known share of errors.
 
-    nox -s bench -- audit TRAIN.PubTator TEST.PubTator FOLDER [--share 0.1] [--noise-seed 1] [--seeds 3] [--epochs 3] [--every 1]
+    nox -s bench -- audit TRAIN.PubTator TEST.PubTator FOLDER [--share 0.1] [--seeds 3] [--epochs 3] [--every 1]
 
 A quarter of the errors each: entities that are dropped, invented (at random words), of another class, and with a border
 shifted by a word. Ranked by the audit, by parts of it, by cleanlab's token scores from the same probabilities, and at
