@@ -4,12 +4,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 
-def count(number: int, what: str) -> str:
-    """Returns how many of something there are, in words."""
-    plural = what.removesuffix("y") + "ies" if what.endswith("y") else f"{what}s"
-    return f"{number:,} {what if number == 1 else plural}"
-
-
 def enumeration(items: Iterable[str], last: str = "and") -> str:
     """Returns items as a sentence has them: "a, b and c"."""
     *others, end = [*items] or [""]

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nertool.markdown import count, enumeration, plain, table, yaml_string
+from nertool.console import counted
+from nertool.markdown import enumeration, plain, table, yaml_string
 from nertool.model_usage import ENGINE_FORMATS, usage
 
 # What nertool knows to be models of English; of others nobody has told it.
@@ -111,7 +112,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
     # Before cards were made of this, the teacher was a path.
     name = re.split(r"[/\\]", teacher)[-1] if isinstance(teacher, str) else teacher["name"]
     more = facts.get("unlabelled", {}).get("documents")
-    texts = f", also from {count(more, 'document')} without gold entities," if more else ""
+    texts = f", also from {counted(more, 'document')} without gold entities," if more else ""
     return f"Distilled from the model {plain(name)} into a student ({backbone}){texts}"
 
 
@@ -131,7 +132,7 @@ def _data(facts: Mapping[str, Any]) -> Iterator[str]:
     if "tuned" in facts:
         tuned = facts["tuned"]
         name = re.split(r"[/\\]", tuned.get("documents") or "")[-1]
-        yield f"- The thresholds were chosen on {count(tuned['count'], 'document')}{_named(name)}."
+        yield f"- The thresholds were chosen on {counted(tuned['count'], 'document')}{_named(name)}."
     yield from _split(facts.get("split"))
     yield ""
     if "classes" in train:
@@ -153,8 +154,8 @@ def _split(split: Mapping[str, Any] | None) -> Iterator[str]:
     documents = split["documents"]
     sides = enumeration(f"{number:,} for {side}" for side, number in sorted(documents.items(), key=_side) if number)
     together = (
-        f"{count(split['documents_in_groups'], 'document')} in {count(split['equal_groups'], 'group')} of equal and "
-        f"{count(split['similar_groups'], 'group')} of nearly equal texts, each kept on one side"
+        f"{counted(split['documents_in_groups'], 'document')} in {counted(split['equal_groups'], 'group')} of equal "
+        f"and {counted(split['similar_groups'], 'group')} of nearly equal texts, each kept on one side"
         if split["documents_in_groups"]
         else "no two of them are equal or nearly so"
     )
@@ -199,7 +200,8 @@ def _evaluation(one: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[st
     yield ""
     digest = f" (SHA-256 {one['digest'][:12]}…)" if one["digest"] else ""
     who = f", annotated by {_annotators(one['annotators'], one['documents'])}" if one["annotators"] else ""
-    yield f"{count(one['documents'], 'document')} with {count(one['entities'], 'gold entity')}{digest}{who}."
+    gold = counted(one["entities"], "gold entity", "gold entities")
+    yield f"{counted(one['documents'], 'document')} with {gold}{digest}{who}."
     if one["digest"] and one["digest"] == facts.get("eval", {}).get("digest"):
         yield "The best state of the training was chosen by these documents, so expect a little less on new ones."
     if one["digest"] and one["digest"] == facts.get("tuned", {}).get("digest"):
@@ -273,10 +275,10 @@ def _export(facts: Mapping[str, Any]) -> Iterator[str]:
             "texts that may be unlike those of the training."
         )
     if exported.get("kept"):
-        yield f"- {count(len(exported['kept']), 'layer')} that int8 hurt stayed in higher precision."
+        yield f"- {counted(len(exported['kept']), 'layer')} that int8 hurt stayed in higher precision."
     if "f1" in exported:
         f1 = exported["f1"]
-        on = f" on {count(f1['documents'], 'document')}" if "documents" in f1 else ""
+        on = f" on {counted(f1['documents'], 'document')}" if "documents" in f1 else ""
         yield f"- Strict micro F1{on}: {f1['export']:.4f}, the original's {f1['original']:.4f}."
     yield ""
 
@@ -303,13 +305,13 @@ def _limits(facts: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     known = facts.get("representation")
     if known and known["entities"]:
-        lost = enumeration(
-            f"{number:,} {plain(reason)}" for reason, number in sorted(known["losses"].items()) if number
-        )
+        losses = sorted(known["losses"].items())
+        lost = enumeration(f"{plain(reason)} ({number:,})" for reason, number in losses if number)
         ceiling = known["ceiling_micro_f1"]
         yield (
-            f"- Of {count(known['entities'], 'training entity')}, one decision for each token and class can tell "
-            f"{known['kept']:,} exactly{f'; not these: {lost}' if lost else ''}. A perfect model of this kind would "
+            f"- One decision for each token and class can tell {known['kept']:,} of "
+            f"{counted(known['entities'], 'training entity', 'training entities')} exactly"
+            f"{f'; the others are lost for these reasons: {lost}' if lost else ''}. A perfect model of this kind would "
             f"reach a strict micro F1 of {ceiling:.3f} on them."
         )
     if _asked(facts.get("train", {}).get("annotators") or facts.get("annotators", [])):
@@ -353,8 +355,8 @@ def _annotators(who: Mapping[str, int | None], documents: int) -> str:
 
 def _documents(facts: Mapping[str, Any]) -> str:
     digest = f" (SHA-256 {facts['digest'][:12]}…)" if facts.get("digest") else ""
-    entities = count(facts["entities"], "entity")
-    return f"{count(facts['documents'], 'document')} with {entities}{_named(facts.get('name'))}{digest}"
+    entities = counted(facts["entities"], "entity", "entities")
+    return f"{counted(facts['documents'], 'document')} with {entities}{_named(facts.get('name'))}{digest}"
 
 
 def _named(name: str | None) -> str:

@@ -267,9 +267,11 @@ def test_tuning_is_told_of(trained: Path, model: Path) -> None:
     assert card.count("The thresholds were chosen on these documents") == 1
 
 
-@pytest.mark.parametrize(("form", "precision"), [("hf", "bf16"), ("onnx", "fp32"), ("openvino", "fp32")])
+@pytest.mark.parametrize(
+    ("form", "precision"), [("hf", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"), ("kazu", "fp32")]
+)
 def test_an_export_carries_the_card_on(trained: Path, model: Path, form: str, precision: str) -> None:
-    pytest.importorskip({"hf": "torch", "onnx": "onnxscript", "openvino": "openvino"}[form])
+    pytest.importorskip({"onnx": "onnxscript", "openvino": "openvino"}.get(form, "torch"))
     succeed("evaluate", model, trained / "split/test", "--into-card", *FP32)
     before = tables(card_of(model))
     options = ["--format", form, "--precision", precision, "--eval", trained / "split/eval"]
@@ -281,7 +283,7 @@ def test_an_export_carries_the_card_on(trained: Path, model: Path, form: str, pr
     for name in ("eval", "test"):
         assert found[f"On {name} (the original, before it was exported)"] == before[f"On {name}"]
     assert "model-index" not in check(card)
-    assert check(card)["library_name"] == ("transformers" if form == "hf" else form)
+    assert check(card)["library_name"] == ("transformers" if form in ("hf", "kazu") else form)
     first = next(iter(report["parity"]))
     assert f"In {first}, {100 * report['parity'][first]['equal_decisions']:.2f} %" in card
     assert f"{report['f1']['export']:.4f}, the original's {report['f1']['original']:.4f}" in card
@@ -292,7 +294,9 @@ def test_an_export_carries_the_card_on(trained: Path, model: Path, form: str, pr
     card = card_of(Path("packed"))
     check_scores(tables(card)["On test"], Path("packed"), trained / "split/test")
     assert [one["dataset"]["name"] for one in check(card)["model-index"][0]["results"]] == ["test"]
-    check_code(card, Path("packed"))
+    if form != "kazu":
+        check_code(card, Path("packed"))
+    assert ("kazu_step.yaml" in card) == (form == "kazu")
 
 
 def test_the_code_of_a_trained_models_card_runs(trained: Path) -> None:

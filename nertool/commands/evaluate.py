@@ -116,14 +116,14 @@ def evaluate(
         into_card=into_card,
         force=force,
     )
-    if into_card:
-        say(f"kept in {model / CARD_FILE}")
     if json:
         print_json(result.report)
     else:
         show_report(result.report)
         if report is None:
             say("more of it, such as curves, calibration and all confusions: --report FILE.html or --json")
+    if into_card:
+        say(f"kept in {model / CARD_FILE}")
     if report is not None:
         _write_report(report, result, model, documents)
     if ls_project is not None:
