@@ -16,7 +16,7 @@ import orjson
 
 from nertool import __version__
 from nertool.errors import NertoolError
-from nertool.files import read_json, write_atomic, write_json
+from nertool.files import exclusive, read_json, write_atomic, write_json
 from nertool.labels import LabelScheme
 from nertool.model_card import model_card
 from nertool.settings import WindowSettings
@@ -24,6 +24,7 @@ from nertool.settings import WindowSettings
 NERTOOL_FILE = "nertool.json"
 CARD_FILE = "README.md"
 FORMAT_VERSION = 2
+_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +127,14 @@ def keep_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
         folder: The model.
         evaluation: What `kept_scores.kept_evaluation` returns.
     """
-    known = read_facts(folder).get("evaluations", [])
-    same = [one["digest"] == evaluation["digest"] and not one["of_original"] for one in known]
-    if True in same:
-        known[same.index(True)] = evaluation
-    else:
-        known.append(evaluation)
-    add_facts(folder, evaluations=known)
+    with exclusive(folder / NERTOOL_FILE, wait_seconds=_WAIT_SECONDS):  # evaluations of one model may run side by side
+        known = read_facts(folder).get("evaluations", [])
+        same = [one["digest"] == evaluation["digest"] and not one["of_original"] for one in known]
+        if True in same:
+            known[same.index(True)] = evaluation
+        else:
+            known.append(evaluation)
+        add_facts(folder, evaluations=known)
 
 
 def _write(folder: Path, facts: dict[str, Any]) -> None:

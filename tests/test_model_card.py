@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from nertool.artefacts import add_facts, model_digest, read_facts
+from nertool.artefacts import add_facts, keep_evaluation, model_digest, read_facts
 from nertool.documents import Section, Span
 from nertool.inference import load_tagger, prepare, token_logits
 from nertool.kept_scores import kept_evaluation
@@ -222,6 +223,19 @@ def test_scores_are_kept_once_for_each_set_of_documents(trained: Path, model: Pa
     succeed("evaluate", model, "more", "--into-card", *FP32)
     assert list(tables(card_of(model))) == ["Data", "On eval", "On test", "On more"]
     assert "no model card" in refuse("evaluate", "more", "more", "--into-card")
+
+
+def test_scores_that_are_kept_at_the_same_time_are_all_kept(model: Path) -> None:
+    known = read_facts(model)["evaluations"][0]
+
+    def keep(number: int) -> None:
+        keep_evaluation(model, {**known, "name": f"n{number}", "digest": f"{number}"})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(keep, range(16)))
+    assert {one["name"] for one in read_facts(model)["evaluations"]} == {"eval", *(f"n{n}" for n in range(16))}
+    card_of(model)
+    assert not list(model.glob(".*lock"))
 
 
 def test_metadata_is_what_hugging_face_reads(trained: Path, model: Path) -> None:
