@@ -16,7 +16,7 @@ import orjson
 
 from nertool import __version__
 from nertool.errors import NertoolError
-from nertool.files import exclusive, read_json, write_atomic, write_json
+from nertool.files import exclusive, file_digest, read_json, write_atomic, write_json
 from nertool.labels import LabelScheme
 from nertool.model_card import model_card
 from nertool.settings import WindowSettings
@@ -95,23 +95,24 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, facts: dict[str, Any]) -> None:
-    """Makes sure that the files of an exported model are those that were exported; reads them all.
+    """Makes sure that the files of a model are those that were written; reads them all.
 
     Raises:
         NertoolError: If one is missing, or another one.
     """
     for name, digest in facts.get("files", {}).items():
         if not (folder / name).is_file():
-            raise NertoolError(f"{folder} is damaged: {name} is missing", "copy the whole folder, or export it again")
+            raise NertoolError(f"{folder} is damaged: {name} is missing", "copy the whole folder again")
         if file_digest(folder / name) != digest:
             raise NertoolError(
-                f"{folder} is damaged: {name} is not the file that was exported", "copy it again, or export it again"
+                f"{folder} is damaged: {name} is not the file that was written there", "copy the whole folder again"
             )
 
 
 def write_facts(folder: Path, decisions: Decisions, facts: dict[str, Any]) -> None:
-    """Writes `nertool.json`: how to decide, and whatever else there is to tell; and the model card."""
-    own = {"format": FORMAT_VERSION, "nertool_version": __version__, **decisions.to_json()}
+    """Writes `nertool.json`: how to decide, what the files hold, whatever else there is to tell; and the model card."""
+    files = {path.name: file_digest(path) for path in _network_files(folder)}
+    own = {"format": FORMAT_VERSION, "nertool_version": __version__, "files": files, **decisions.to_json()}
     _write(folder, {**own, **facts})
 
 
@@ -192,9 +193,3 @@ def _digest(files: Sequence[Path], more: bytes = b"") -> str:
     for path in files:
         digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

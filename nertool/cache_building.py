@@ -26,6 +26,7 @@ from nertool.files import (
     MANIFEST_NAME,
     check_output,
     exclusive,
+    file_digest,
     partial_path,
     read_json,
     recover_folder,
@@ -42,6 +43,7 @@ from nertool.targets import locate, paint
 from nertool.window_cache import (
     CACHE_FILE,
     FORMAT_VERSION,
+    MAPPED_FILES,
     WINDOW_DTYPE,
     WindowCache,
     differences,
@@ -159,7 +161,7 @@ class _Encoder:
             tokens.ids.astype(self.id_dtype).tobytes(),
             np.packbits(bits, axis=1).tobytes(),
             table.tobytes(),
-            zstandard.ZstdCompressor(level=9).compress(b"".join(line + b"\n" for line in lines)),
+            zstandard.ZstdCompressor(level=9, write_checksum=True).compress(b"".join(line + b"\n" for line in lines)),
         ], {
             "documents": len(documents),
             "digests": _digests(lines).hex(),
@@ -322,6 +324,7 @@ def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]],
             },
             "annotators": known,
             "bytes_per_token_id": encoder.id_dtype.itemsize,
+            "files": {name: file_digest(partial / name) for name in MAPPED_FILES},
             "representation": total.to_json(),
         },
     )  # fmt: skip

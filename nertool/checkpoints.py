@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nertool.distributed import ALONE, World
 from nertool.errors import NertoolError
-from nertool.files import publish_folder, read_json, write_json
+from nertool.files import file_digest, publish_folder, read_json, write_json
 
 STATE_FILE = "state.json"
 
@@ -90,7 +90,13 @@ def save_checkpoint(
         state = {**asdict(progress), "best_value": _finite(progress.best_value)}
         write_json(
             partial / STATE_FILE,
-            {"progress": state, "optimizer": facts, "scaler": scaler.state_dict(), "processes": len(randoms)},
+            {
+                "progress": state,
+                "optimizer": facts,
+                "scaler": scaler.state_dict(),
+                "processes": len(randoms),
+                "files": {path.name: file_digest(path) for path in partial.iterdir()},
+            },
         )
         publish_folder(partial, final)
     except (OSError, SafetensorError) as error:
@@ -129,6 +135,9 @@ def load_checkpoint(
             f"resume it with torchrun --nproc-per-node {state['processes']}, or --force to start afresh",
         )
     try:
+        for name, digest in state.get("files", {}).items():  # an older nertool's has none
+            if file_digest(path / name) != digest:
+                raise OSError(f"{name} is not what was saved")
         weights = load_file(path / "model.safetensors")
         if different := set(_own_tensors(network)) ^ set(weights):
             raise NertoolError(f"the checkpoint {path} is of another model: {sorted(different)[0]}")

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from nertool.artefacts import CARD_FILE, NERTOOL_FILE, file_digest, write_facts
+from nertool.artefacts import CARD_FILE, NERTOOL_FILE, write_facts
 from nertool.console import say
 from nertool.documents import Section
 from nertool.engines import Longs, Tagger
 from nertool.errors import NertoolError
 from nertool.extras import is_installed
+from nertool.files import file_digest
 from nertool.inference import Prepared, load_exported, load_tagger, prepare
 from nertool.kazu_export import write_kazu
 from nertool.model import NerModel, save_model

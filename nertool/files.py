@@ -64,6 +64,12 @@ def read_json(path: Path) -> Any:
         raise NertoolError(f"{path} is not valid JSON: {error}") from error
 
 
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames in `folder` durable (a no-op where folders can't be synced)."""
     try:

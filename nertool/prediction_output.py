@@ -1,5 +1,6 @@
 """The output of `predict`, which grows chunk by chunk beside its final place and survives a kill."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,8 +37,8 @@ _REJECTED = "rejected.jsonl"
 _PARTS_FILE = ".nertool-parts.json"
 # For other shards that begin at the same moment.
 _WAIT_SECONDS = 60.0
-# A chunk's key, how many documents it has and how many entities.
-_CHUNK_NAME = re.compile(r"chunk-([0-9-]+)\.([0-9]+)\.([0-9]+)\.done")
+# A chunk's key, how many documents it has and how many entities, and the digest of its content.
+_CHUNK_NAME = re.compile(r"chunk-([0-9-]+)\.([0-9]+)\.([0-9]+)\.([0-9a-f]{16})\.done")
 
 
 class PredictionOutput:
@@ -114,8 +115,12 @@ class PredictionOutput:
             write_json(file, job)
         if (self.folder / _RUNS_ON).is_file():
             self.runs_on = read_json(self.folder / _RUNS_ON)
-        for path in self.folder.iterdir():
+        for path in list(self.folder.iterdir()):
             if name := _CHUNK_NAME.fullmatch(path.name):
+                if _digest(path.read_bytes()) != name[4]:
+                    say(f"{path} is damaged, so its {counted(int(name[2]), 'document')} are predicted again")
+                    path.unlink()
+                    continue
                 self._take_up(name[1], path, int(name[2]), int(name[3]))
         if self._chunks:
             say(f"going on after {counted(self.documents, 'document that is', 'documents that are')} done")
@@ -149,7 +154,7 @@ class PredictionOutput:
                 f"the documents so far were predicted by {self.runs_on}, now it is {runs_on}; results would be mixed",
                 f"predict.engine, predict.device and predict.precision choose; to start anew delete {self.folder}",
             )
-        path = self.folder / f"chunk-{key}.{documents}.{entities}.done"
+        path = self.folder / f"chunk-{key}.{documents}.{entities}.{_digest(data)}.done"
         write_atomic(path, data)
         self._take_up(key, path, documents, entities)
 
@@ -243,6 +248,10 @@ def check_parts(folder: Path, facts: dict[str, Any], *, force: bool) -> None:
                 write_json(file, whole)
     except OSError as error:
         raise NertoolError(f"cannot write {folder}: {error.strerror or error}", "choose another output") from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:

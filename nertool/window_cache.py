@@ -19,12 +19,13 @@ import numpy.typing as npt
 
 from nertool.documents import Document
 from nertool.errors import NertoolError
-from nertool.files import read_json
+from nertool.files import file_digest, read_json
 from nertool.labels import LabelScheme, make_scheme
 from nertool.settings import WindowSettings
 from nertool.windows import SectionTokenizer
 
 CACHE_FILE = "cache.json"
+MAPPED_FILES = ("tokens.bin", "targets.bin", "windows.bin")
 FORMAT_VERSION = 3
 WINDOW_DTYPE = np.dtype([("start", "<i8"), ("length", "<u4"), ("owned_start", "<u4"), ("owned_length", "<u4")])
 
@@ -134,6 +135,19 @@ def open_cache(path: Path) -> WindowCache:
         _map(path / "targets.bin", np.dtype(np.uint8)).reshape(-1, width),
         _map(path / "windows.bin", WINDOW_DTYPE),
     )
+
+
+def check_content(cache: WindowCache) -> None:
+    """Makes sure that a cache holds what was written into it, before hours are spent on learning it; reads all of it.
+
+    Raises:
+        NertoolError: If a file holds something else.
+    """
+    for name, digest in cache.info.get("files", {}).items():  # an older nertool's has none
+        if file_digest(cache.path / name) != digest:
+            raise NertoolError(
+                f"the cache {cache.path} is damaged: {name} is not what was written", "build it anew with --force"
+            )
 
 
 def check_cache(cache: WindowCache, tokenizer: SectionTokenizer, windows: WindowSettings, *, begin: bool) -> None:

@@ -259,6 +259,16 @@ def test_which_machine_it_was_is_no_reason_to_begin_anew_and_other_settings_are_
     assert found == {"9.9"}
 
 
+def test_a_chunk_that_was_damaged_is_predicted_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["predict", folder / "model", folder / "documents", "out.jsonl", *CHUNKS]
+    chunk = Path(".out.jsonl.partial", begin(command, monkeypatch)[1])
+    chunk.write_bytes(chunk.read_bytes().replace(b"lung", b"lunG"))
+    stderr = re.sub(r"\s+", " ", succeed(*command).stderr)
+    assert f"{chunk} is damaged, so its 3 documents are predicted again" in stderr
+    assert "going on after 6 documents" in stderr
+    assert Path("out.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("change", ["other text", "no document", "one less", "one more", "shorter"])
 def test_documents_that_change_after_they_were_looked_at_are_not_mixed_in(
     change: str, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -301,6 +301,18 @@ def test_a_damaged_export_is_refused(onnx_model: Path, trained: Path, name: str)
     assert f"copied is damaged: {name} is missing" in refuse("evaluate", "copied", trained / "eval")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_model_is_refused(trained: Path, name: str) -> None:
+    shutil.copytree(trained / "run/model", "copied")
+    path = Path("copied", name)
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + bytes([data[-4] ^ 1]) + data[-3:])
+    for command in ("predict", "export"):
+        more = ["--format", "onnx"] if command == "export" else []
+        source = [] if command == "export" else [trained / "eval"]
+        assert f"copied is damaged: {name}" in refuse(command, "copied", *source, "out", *more)
+
+
 def test_what_can_not_be_run_or_exported_is_said(trained: Path, onnx_model: Path) -> None:
     engine = ["--set", "predict.engine=torch"]
     assert "can't be run by torch" in refuse("predict", onnx_model, trained / "eval", "out.jsonl", *engine)

@@ -334,13 +334,21 @@ def test_a_run_may_go_on_in_another_precision(tmp_path: Path, backbone: Path) ->
     assert scaler.is_enabled()
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, backbone: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "random.safetensors"])
+@pytest.mark.parametrize("damage", ["broken", "a bit flipped", "gone"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, backbone: Path, name: str, damage: str) -> None:
     run = Fitting(tmp_path, backbone)
+    next(run.steps())
     path = save_checkpoint(
         tmp_path / "c", run.model.network, run.optimizer, run.scaler, run.progress, [random_states(CPU)]
     )
-    (path / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(NertoolError, match="damaged"):
+    file = path / name
+    data = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"broken" if damage == "broken" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(NertoolError, match=f"checkpoint .*step-.* is damaged: .*{name}"):
         load_checkpoint(path, run.model.network, run.optimizer, run.scaler)
 
 

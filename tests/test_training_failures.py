@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from nertool.cache_building import build_cache
 from nertool.tracking import Tracker
 from tests.cli_helpers import refuse, start, succeed
 from tests.conftest import make_corpus
@@ -146,3 +147,24 @@ def test_a_cache_that_lost_a_file_is_named(command: list[str]) -> None:
     Path("cached/windows.bin").unlink()
     message = refuse(*command[:2], "cached", *command[3:], "--output", "run")
     assert "the cache cached is damaged: windows.bin" in message and "--force" in message
+
+
+def test_documents_that_change_before_they_are_tokenised_are_not_trained_on(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_and_build(*arguments: object, **options: object) -> object:
+        path = Path("train/doc-003.json")
+        path.write_text(path.read_text().replace("Cells 3", "Cells 4"))
+        return build_cache(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("nertool.cache_building.build_cache", change_and_build)
+    assert "train changed while it was read" in refuse(*command, "--output", "run", "--set", "train.epochs=1")
+    assert not Path("run/model").exists()
+
+
+def test_a_flipped_bit_in_a_cache_is_no_training(command: list[str]) -> None:
+    succeed("cache", "train", "cached", "--model", command[6], *SMALL)
+    targets = Path("cached/targets.bin")
+    targets.write_bytes(bytes([targets.read_bytes()[0] ^ 1]) + targets.read_bytes()[1:])
+    message = refuse(*command[:2], "cached", *command[3:], "--output", "run")
+    assert "the cache cached is damaged: targets.bin" in message

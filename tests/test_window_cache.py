@@ -14,7 +14,7 @@ from nertool.documents import Document, Section
 from nertool.errors import NertoolError
 from nertool.settings import WindowSettings
 from nertool.targets import locate, paint
-from nertool.window_cache import WindowCache, check_cache, open_cache
+from nertool.window_cache import WindowCache, check_cache, check_content, open_cache
 from nertool.windows import SectionTokenizer
 from tests.conftest import make_corpus
 
@@ -157,6 +157,17 @@ def test_a_damaged_cache_is_refused(tmp_path: Path, tokenizer: SectionTokenizer)
         file.truncate(5)
     with pytest.raises(NertoolError, match=r"damaged: tokens\.bin"):
         open_cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "targets.bin", "windows.bin"])
+def test_a_flipped_bit_in_a_cache_is_seen(tmp_path: Path, tokenizer: SectionTokenizer, name: str) -> None:
+    cache = build(tmp_path / "cache", make_corpus(3), tokenizer)
+    check_content(cache)
+    data = bytearray((cache.path / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (cache.path / name).write_bytes(data)
+    with pytest.raises(NertoolError, match=f"damaged: {name} is not what was written"):
+        check_content(open_cache(cache.path))
 
 
 def test_a_damaged_cache_is_built_anew_with_force(tmp_path: Path, tokenizer: SectionTokenizer) -> None:

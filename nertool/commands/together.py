@@ -192,9 +192,14 @@ def training_cache(
         tokenizer: The model's tokenizer.
         scheme: The model's classes.
         settings: The settings.
+
+    Raises:
+        NertoolError: If the cache is damaged, or the documents have changed since that pass.
     """
     from nertool.cache_building import build_cache
     from nertool.console import progress
+    from nertool.errors import NertoolError
+    from nertool.window_cache import check_content
     from nertool.workers import usable_cores
 
     cache = source.open_cache(tokenizer, scheme)
@@ -210,4 +215,7 @@ def training_cache(
                 workers=settings.data.workers or usable_cores(),
                 on_documents=advance,
             )
+    check_content(cache)
+    if cache.info["fingerprint"]["documents"] != scanned.digest:
+        raise NertoolError(f"{source.path} changed while it was read", "the same command again, with --force")
     return cache
