@@ -15,7 +15,7 @@ _MOST_WORDS = 12
 
 def mention_key(text: str) -> str:
     """Returns what texts of mentions that are counted together have in common."""
-    return " ".join(_WORD.findall(text.casefold()))
+    return " ".join(map(str.casefold, _WORD.findall(text)))  # as occurrences are compared, word by word
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,21 @@ Source: Northcutt, Jiang & Chuang (2021), Confident learning, rank labels by out
     per example. Different here: several classes per token, entities instead of tokens, and the other occurrences.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field
 
 from nertool.decoding import DecodedSpans, Words
 from nertool.documents import Document, Entity, Section, Span, match_text
 from nertool.mention_counts import Lexicon, MentionCounts, count_mentions, free_occurrences, mention_key
+from nertool.provenance import without_review
 
 Kind = Literal["spurious", "missing", "wrong class", "boundary"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -133,7 +136,39 @@ def _corrected_section(section: Section, suspects: Sequence[Suspect]) -> Section
         if one.suggestion and (one.suggestion.label, (one.suggestion.span,)) not in known:
             known.add((one.suggestion.label, (one.suggestion.span,)))
             entities.append(Entity(one.suggestion.label, (one.suggestion.span,), one.suggestion.text))
-    return replace(section, entities=tuple(sorted(entities, key=lambda one: (one.start, one.end, one.label))))
+    # What people have said is right in it holds no more.
+    return replace(
+        without_review(section), entities=tuple(sorted(entities, key=lambda one: (one.start, one.end, one.label)))
+    )
+
+
+class _MentionFile(BaseModel):
+    label: str = Field(alias="class")
+    spans: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(min_length=1)
+    text: str
+
+
+class _OthersFile(BaseModel):
+    in_document: int
+    elsewhere: int
+
+
+class _EvidenceFile(BaseModel):
+    log_odds: float = Field(ge=-700, le=700)
+    model_log_odds: float = Field(ge=-700, le=700)  # beyond, it is no finite probability
+    others_as_annotated: _OthersFile
+    others_as_suggested: _OthersFile
+
+
+class SuspectFile(BaseModel):
+    """What `suspect_from_json` reads."""
+
+    document: str
+    section: int
+    kind: Kind
+    entity: _MentionFile | None
+    suggestion: _MentionFile | None
+    evidence: _EvidenceFile
 
 
 def suspect_to_json(suspect: Suspect) -> dict[str, Any]:
@@ -218,10 +253,21 @@ class _View:
         last = np.searchsorted(self.words.starts[self.rows], end, side="left")
         return self.rows.start + int(first), self.rows.start + max(int(first), int(last))
 
-    def mean(self, label: str, start: int, end: int) -> float | None:
-        """Returns the mean logit of a class over the words of a span; None if it has none."""
-        first, last = self.range_of(start, end)
-        return float(self.words.logits[first:last, self.channels[label]].mean()) if first < last else None
+    def mean(self, label: str, *spans: tuple[int, int]) -> float | None:
+        """Returns the mean logit of a class over the words of spans; None if they have none."""
+        ranges = [self.range_of(*span) for span in spans]
+        logits = np.concatenate([self.words.logits[first:last, self.channels[label]] for first, last in ranges])
+        return float(logits.mean()) if len(logits) else None
+
+    def depth(self, label: str) -> npt.NDArray[np.int64]:
+        """Returns how many entities of a class each word of the section is in, `(words,)`."""
+        spans = {
+            (entity.spans, span) for entity in self.section.entities if entity.label == label for span in entity.spans
+        }
+        ranges = np.array([self.range_of(*span) for _, span in spans]) - self.rows.start
+        length = self.rows.stop - self.rows.start
+        first, past = (np.bincount(column, minlength=length + 1) for column in ranges.T)
+        return np.cumsum(first - past)[:length]
 
     def entities(self, key: str, label: str) -> tuple[int, int]:
         """Returns how many entities of a class have a text: in this document, elsewhere."""
@@ -257,50 +303,64 @@ def _suspects_of(
 ) -> Iterator[Suspect]:
     gold = {(entity.label, entity.spans): entity for entity in view.section.entities if entity.label in view.channels}
     known = {(label, *spans[0]) for label, spans in gold if len(spans) == 1}
+    free = list(free_occurrences(view.section, lexicon))
+    depth: dict[str, npt.NDArray[np.int64]] = {}
     by_label: dict[str, list[tuple[int, int]]] = {label: [] for label in labels}
     for _, channel, start, end in predicted:
         by_label[labels[channel]].append((start, end))
     explained = set(known)  # predictions that are right, or that an annotation has already been compared with
     for (label, spans), entity in gold.items():
-        overlapping = _overlapping(by_label[label], entity.start, entity.end)
+        logit = view.mean(label, *spans)
+        if logit is None:
+            continue  # white space
+        overlapping = _overlapping(by_label[label], spans)
         explained.update((label, *span) for span in overlapping)
         candidates = [span for span in overlapping if (label, *span) not in known]
         if (len(spans) == 1 and tuple(spans[0]) in overlapping) or (overlapping and not candidates):
             continue
         if overlapping:
             if len(spans) == 1:  # the model has nothing to say on the parts of discontinuous entities
-                best = max(candidates, key=lambda span: min(span[1], entity.end) - max(span[0], entity.start))
-                yield _boundary(view, entity, Span(*best))
+                if label not in depth:
+                    depth[label] = view.depth(label)
+                best = max(candidates, key=lambda span: _shared(spans, span))
+                yield _boundary(view, entity, Span(*best), depth[label])
             continue
         others = [
             (other, span)
             for other in labels
             if other != label
-            for span in _overlapping(by_label[other], entity.start, entity.end)
+            for span in _overlapping(by_label[other], spans)
             if (other, *span) not in known
         ]
         if others:
-            yield _wrong_class(view, entity, others, explained)
-        elif (logit := view.mean(label, entity.start, entity.end)) is not None:
+            yield _wrong_class(view, entity, -logit, others, explained)
+        else:
             same, other = _without_one(view.entities(view.key(entity), label)), view.free(view.key(entity))
             yield view.suspect("spurious", entity, None, -logit, same, other)
     suggested = []
+    free_spans = {(start, end) for _, start, end in free}
     for label, found in by_label.items():
         for span in found:
             if (label, *span) not in explained:
-                yield _missing(view, label, *span)
+                yield _missing(view, label, *span, is_free=span in free_spans)
                 suggested.append(span)
-    yield from _not_repeated(view, suggested, lexicon)
+    yield from _not_repeated(view, suggested, free)
 
 
-def _boundary(view: _View, entity: Entity, span: Span) -> Suspect:
+def _boundary(view: _View, entity: Entity, span: Span, depth: npt.NDArray[np.int64]) -> Suspect:
+    """Compares with a prediction of the same class.
+
+    Words that are in another entity of the class (`depth` counts those of each word) are inside with either border: the
+    model says nothing of where one of two that touch or overlap ends.
+    """
     channel = view.channels[entity.label]
     annotated, proposed = view.range_of(entity.start, entity.end), view.range_of(*span)
     first, last = min(annotated[0], proposed[0]), max(annotated[1], proposed[1])
     rows = np.arange(first, last)
     logits = view.words.logits[first:last, channel]
     in_entity, in_span = ((rows >= one[0]) & (rows < one[1]) for one in (annotated, proposed))
-    changes = np.where(in_span, logits, -logits)[in_entity != in_span]
+    in_others = depth[rows - view.rows.start] > in_entity
+    changes = np.where(in_span, logits, -logits)[(in_entity != in_span) & ~in_others]
     # Borders inside a word are beyond the model.
     model = min(float(changes.mean()), float(logits[in_entity & in_span].mean())) if len(changes) else 0.0
     text = view.section.text[span.start : span.end]
@@ -312,18 +372,25 @@ def _boundary(view: _View, entity: Entity, span: Span) -> Suspect:
 
 
 def _wrong_class(
-    view: _View, entity: Entity, others: Sequence[tuple[str, tuple[int, int]]], explained: set[tuple[str, int, int]]
+    view: _View,
+    entity: Entity,
+    against: float,
+    others: Sequence[tuple[str, tuple[int, int]]],
+    explained: set[tuple[str, int, int]],
 ) -> Suspect:
-    """Compares with the prediction of another class that shares most with the entity, and of those with the surest."""
+    """Compares with the prediction of another class that shares most with the entity, and of those with the surest.
+
+    `against` is the model's log-odds against the annotated class.
+    """
 
     def shares(other: tuple[str, tuple[int, int]]) -> tuple[int, float]:
-        label, (start, end) = other
-        return min(end, entity.end) - max(start, entity.start), view.mean(label, start, end) or 0.0
+        label, span = other
+        return _shared(entity.spans, span), view.mean(label, span) or 0.0
 
     label, (start, end) = max(others, key=shares)
     explained.add((label, start, end))
     text, key = view.section.text[start:end], view.key(entity)
-    model = min(-(view.mean(entity.label, entity.start, entity.end) or 0.0), view.mean(label, start, end) or 0.0)
+    model = min(against, view.mean(label, (start, end)) or 0.0)
     other = view.entities(key, label)
     if mention_key(text) != key:  # then the text of the entity should be free of it, too
         other = (other[0] + view.free(key)[0], other[1] + view.free(key)[1])
@@ -331,25 +398,31 @@ def _wrong_class(
     return view.suspect("wrong class", entity, Suggestion(label, Span(start, end), text), model, same, other)
 
 
-def _missing(view: _View, label: str, start: int, end: int) -> Suspect:
+def _missing(view: _View, label: str, start: int, end: int, *, is_free: bool) -> Suspect:
     text = view.section.text[start:end]
     key = mention_key(text)
     suggestion = Suggestion(label, Span(start, end), text)
-    logit = view.mean(label, start, end) or 0.0
-    return view.suspect("missing", None, suggestion, logit, _without_one(view.free(key)), view.entities(key, label))
+    logit = view.mean(label, (start, end)) or 0.0
+    same = view.free(key)
+    if is_free:  # no entity of another class is there
+        same = _without_one(same)
+    return view.suspect("missing", None, suggestion, logit, same, view.entities(key, label))
 
 
-def _not_repeated(view: _View, suggested: Sequence[tuple[int, int]], lexicon: Lexicon) -> Iterator[Suspect]:
+def _not_repeated(
+    view: _View, suggested: Sequence[tuple[int, int]], free: Sequence[tuple[str, int, int]]
+) -> Iterator[Suspect]:
     """Yields free occurrences of texts that are entities elsewhere in the document, which the model hasn't found."""
     taken = bytearray(len(view.section.text))
     for start, end in suggested:
         taken[start:end] = b"\1" * (end - start)
-    for key, start, end in free_occurrences(view.section, lexicon):
+    for key, start, end in free:
         if key in view.own.annotated and taken.find(1, start, end) < 0:
             classes = {label: n for label, n in view.own.annotated[key].items() if label in view.channels}
             if classes:
                 taken[start:end] = b"\1" * (end - start)  # of several at one place the longest counts
-                yield _missing(view, max(classes, key=lambda label: (classes[label], label)), start, end)
+                label = max(classes, key=lambda label: (classes[label], label))
+                yield _missing(view, label, start, end, is_free=True)
 
 
 def _consistency(same: tuple[int, int], other: tuple[int, int]) -> float:
@@ -364,13 +437,19 @@ def _consistency(same: tuple[int, int], other: tuple[int, int]) -> float:
 
 def _without_one(counts: tuple[int, int]) -> tuple[int, int]:
     """The one that is looked at doesn't speak for itself."""
-    return max(0, counts[0] - 1), counts[1]
+    return counts[0] - 1, counts[1]
 
 
-def _overlapping(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """Returns those of a class's predicted spans, which are sorted and apart, that overlap a range."""
-    first = bisect_left(spans, start, key=lambda span: span[1])
-    while first < len(spans) and spans[first][1] <= start:
-        first += 1
-    last = bisect_left(spans, end, key=lambda span: span[0])
-    return list(spans[first:last])
+def _shared(spans: Iterable[tuple[int, int]], other: tuple[int, int]) -> int:
+    """Returns how many characters spans share with another one."""
+    return sum(max(0, min(end, other[1]) - max(start, other[0])) for start, end in spans)
+
+
+def _overlapping(predicted: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Returns those of a class's predicted spans, which are sorted and apart, that overlap one of the spans."""
+    found: dict[tuple[int, int], None] = {}
+    for start, end in spans:
+        first = bisect_right(predicted, start, key=lambda span: span[1])
+        last = bisect_left(predicted, end, key=lambda span: span[0])
+        found |= dict.fromkeys(predicted[first:last])
+    return list(found)

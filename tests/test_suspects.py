@@ -173,6 +173,62 @@ def test_what_the_model_cannot_say_is_left_alone(tokenizer: SectionTokenizer) ->
     assert find(tokenizer, [document], [with_entities(document, 0, [found])]) == []
 
 
+def one_section(text: str, *entities: tuple[str, *tuple[tuple[int, int], ...]]) -> Document:
+    found = []
+    for label, *spans in entities:
+        parts = tuple(Span(*span) for span in spans)
+        found.append(Entity(label, parts, match_text(text, parts)))
+    return Document("d", (Section("title", text, tuple(found)),))
+
+
+def test_entities_of_one_class_that_touch_or_overlap_are_not_taken_for_wrong_borders(
+    tokenizer: SectionTokenizer,
+) -> None:
+    """The model says them as one run, even if it is right of every word."""
+    touching = one_section("patients with aspirin erk cells in lung", ("drug", (14, 21)), ("drug", (22, 25)))
+    crossing = one_section("the lung cancer cells of patients", ("disease", (4, 15)), ("disease", (9, 21)))
+    nested = one_section("the lung cancer cells of", ("disease", (4, 21)), ("disease", (4, 15)), ("disease", (4, 8)))
+    for document in (touching, crossing, nested):
+        assert find(tokenizer, [document], [document]) == []
+    longer = one_section(touching.sections[0].text, ("drug", (14, 21)), ("drug", (22, 31)))
+    by_text = {one.entity.match: one for one in find(tokenizer, [touching], [longer]) if one.entity}
+    assert by_text["erk"].kind == "boundary" and by_text["erk"].model > 0
+
+
+def test_an_occurrence_under_another_class_is_not_taken_off_the_free_ones(tokenizer: SectionTokenizer) -> None:
+    text = "lung cancer in lung cancer and gene"
+    first = ("disease", (0, 11))
+    document, truth = one_section(text, first), one_section(text, first, ("gene", (0, 11)))
+    (missing,) = [one for one in find(tokenizer, [document], [truth]) if one.label == "gene"]
+    assert missing.kind == "missing" and missing.same == (1, 0)
+
+
+def test_what_lies_between_the_parts_of_an_entity_is_none_of_it(tokenizer: SectionTokenizer) -> None:
+    text = "lung and the liver of patients with cancer"
+    parts, between = ("disease", (0, 4), (36, 42)), ("disease", (13, 18))
+    document, truth = one_section(text, parts, between), one_section(text, between)
+    (spurious,) = find(tokenizer, [document], [truth])
+    assert spurious.kind == "spurious" and spurious.entity and len(spurious.entity.spans) == 2
+    truth = one_section(text, between, ("drug", (5, 8)))
+    kinds = {(one.kind, one.label) for one in find(tokenizer, [document], [truth])}
+    assert kinds == {("spurious", "disease"), ("missing", "drug")}
+
+
+@pytest.mark.filterwarnings("error")
+def test_entities_of_white_space_are_left_alone(tokenizer: SectionTokenizer) -> None:
+    text = "the lung cancer and"
+    document = one_section(text, ("disease", (8, 9)))
+    (missing,) = find(tokenizer, [document], [one_section(text, ("disease", (4, 15)))])
+    assert missing.kind == "missing" and missing.suggestion and missing.suggestion.span == (4, 15)
+
+
+def test_letters_that_become_several_by_folding_case_are_found_again() -> None:
+    text = "İrk in lung and İRK"
+    section = one_section(text, ("gene", (0, 3))).sections[0]
+    lexicon = lexicon_of([Document("d", (section,))])
+    assert [(start, end) for _, start, end in free_occurrences(section, lexicon)] == [(16, 19)]
+
+
 @given(truth=texts_with_entities(), other=texts_with_entities())
 def test_suspects_survive_their_file(tokenizer: SectionTokenizer, truth: Document, other: Document) -> None:
     sections = tuple(
