@@ -45,6 +45,7 @@ from nertool.training import (
 from nertool.window_cache import WindowCache, documents_of_windows
 
 _DOCUMENTS_NAMED = 20
+_WINDOWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +364,7 @@ def labelled_task(cache: WindowCache, model: NerModel, windows: npt.NDArray[np.i
         owned=cache.windows["owned_length"][chosen].astype(np.int64),
         load_batch=lambda rows: training_batch(cache, chosen[rows], model.tokenizer, columns, model.scheme.channels),
         loss=binary_cross_entropy,
-        begin=lambda: set_prior_bias(model, cache, columns),
+        begin=lambda: set_prior_bias(model, cache, columns, windows),
         documents_of=lambda rows: documents_of_windows(cache, chosen[rows], model.tokenizer),
     )
 
@@ -464,13 +465,35 @@ def channel_columns(cache: WindowCache, model: NerModel) -> npt.NDArray[np.int64
     return np.array(cache.scheme.channels_in(model.scheme), np.int64)
 
 
-def set_prior_bias(model: NerModel, cache: WindowCache, columns: npt.NDArray[np.int64]) -> None:
-    """Sets the new output layer's biases to how rare each channel is in the training tokens."""
-    positives = torch.zeros(model.scheme.channels)
-    for start in range(0, len(cache.tokens), 1_000_000):
-        bits = np.unpackbits(cache.targets[start : start + 1_000_000], axis=1, count=cache.scheme.channels)
+def set_prior_bias(
+    model: NerModel,
+    cache: WindowCache,
+    columns: npt.NDArray[np.int64],
+    windows: npt.NDArray[np.int64] | None = None,
+) -> None:
+    """Sets the new output layer's biases to how rare each channel is in the training tokens.
+
+    Args:
+        model: The model.
+        cache: The cache.
+        columns: The model's channel of each channel of the cache, `(cache channels,)`.
+        windows: Indices of the windows to learn from, `(n,)`; all, if none are given.
+    """
+    positives, total = torch.zeros(model.scheme.channels), 0
+    counts = np.ones(len(cache.windows), np.bool_)
+    if windows is not None:
+        counts[:] = False
+        counts[windows] = True
+    first = 0
+    for start in range(0, len(counts), _WINDOWS_AT_ONCE):  # the tokens that they own follow one another
+        here = slice(start, start + _WINDOWS_AT_ONCE)
+        wanted = np.repeat(counts[here], cache.windows["owned_length"][here])
+        rows = cache.targets[first : first + len(wanted)][wanted]
+        first += len(wanted)
+        total += len(rows)
+        bits = np.unpackbits(rows, axis=1, count=cache.scheme.channels)
         positives[torch.from_numpy(columns)] += torch.from_numpy(bits.sum(axis=0, dtype=np.int64))
     head = model.network.get_submodule("classifier")
     assert isinstance(head, torch.nn.Linear)
     with torch.no_grad():
-        head.bias.copy_(prior_bias(positives, len(cache.tokens)))
+        head.bias.copy_(prior_bias(positives, total))
