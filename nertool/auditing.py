@@ -1,8 +1,8 @@
 """An audit: every document is judged by a model that has not learned from it, and what looks wrong is ranked.
 
 The models are trained here, each on all folds of the documents but one (cross-fitting), or one is given. What is in the
-output folder while it works is enough to go on after a kill: finished folds as `folds/N.jsonl`, the fold in training as
-a training run.
+output folder while it works is enough to go on after a kill: finished folds as `work/N.json`, the fold in training as
+the training run `work/N`.
 
 Source: Northcutt, Jiang & Chuang (2021), Confident learning, section 3 (out-of-sample probabilities by
     cross-validation).
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from nertool.cache_building import Scan
-from nertool.console import progress, say
+from nertool.console import counted, progress, say
 from nertool.decoding import Floats, decode, words_of
 from nertool.devices import seed_everything
 from nertool.documents import Document
@@ -186,8 +186,7 @@ def write_audit(
         The summary.
     """
     ranked = sorted(suspects, key=lambda one: (-one.log_odds, one.document, one.section, one.kind, _place(one)))
-    lines = [suspect_to_json(one) for one in ranked]
-    write_atomic(output / "suspects.jsonl", b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    write_atomic(output / "suspects.jsonl", b"".join(orjson.dumps(suspect_to_json(one)) + b"\n" for one in ranked))
     clear: defaultdict[str, list[Suspect]] = defaultdict(list)
     expected: defaultdict[tuple[str, int], float] = defaultdict(float)
     for one in ranked:
@@ -206,8 +205,11 @@ def write_audit(
             writer.write(with_audit(corrected(document, changes), facts_of_document) if changes else document)
     publish_file(partial, output / "corrected.jsonl")
     # The most errors to find by reading one section come first.
-    queue = sorted(expected, key=lambda place: (-expected[place], place))
-    write_atomic(output / "queue.txt", "".join(f"{keys[place]}\n" for place in queue).encode())
+    queue = [keys[place] for place in sorted(expected, key=lambda place: (-expected[place], place))]
+    lines = [key for key in queue if key.splitlines() == [key.strip()]]
+    if left_out := len(queue) - len(lines):
+        say(f"note: queue.txt lacks {counted(left_out, 'section')}: no line can hold the ids of their documents")
+    write_atomic(output / "queue.txt", "".join(f"{key}\n" for key in lines).encode())
     by_class: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for one in ranked:
         if one.score >= min_score:
@@ -224,7 +226,7 @@ def write_audit(
         "classes": classes,
         "all_classes": total,
         **facts,
-        "worst": lines[:_WORST],
+        "worst": list(map(suspect_to_json, ranked[:_WORST])),
     }
     write_json(output / AUDIT_FILE, {**read_json(output / AUDIT_FILE), "finished": True, "summary": summary})
     return summary

@@ -1,5 +1,6 @@
 """Who annotated a document: kept in its metadata, and taken up by scores and model cards."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -35,8 +36,15 @@ def with_prediction(document: Document, facts: dict[str, Any]) -> Document:
 
 
 def with_audit(document: Document, facts: dict[str, Any]) -> Document:
-    """Notes that entities of a document were changed because an audit found them suspect: `changes` and more."""
+    """Notes that entities of a document were changed because an audit found them suspect: `changes` and more.
+
+    The sections that it changed should be `without_review`; they count no more as seen by people.
+    """
     metadata = {**document.extra.get("metadata", {}), _AUDIT_KEY: facts}
+    review = metadata.get(_REVIEW_KEY)
+    if isinstance(review, dict):
+        statuses = (section_review(section).get("status") or "audited" for section in document.sections)
+        metadata[_REVIEW_KEY] = {**review, "sections": dict(Counter(statuses))}
     return replace(document, extra={**document.extra, "metadata": metadata})
 
 

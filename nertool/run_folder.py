@@ -41,6 +41,7 @@ _FREE_SETTINGS = {
     ("evaluate", "bootstrap_samples"),
     ("evaluate", "bootstrap_seed"),
 }
+_NOT_FREE = {"audit": {("data", "duplicate_similarity")}}  # decides on the folds
 
 
 def check_run_folder(run: Path, *, resume: bool, force: bool) -> None:
@@ -61,7 +62,7 @@ def check_run_folder(run: Path, *, resume: bool, force: bool) -> None:
                 f"{run} holds {'a finished' if finished else 'an unfinished'} run",
                 f"{go_on}--force to start afresh, or another --output",
             )
-    elif not _is_begun(run):
+    elif not _is_begun(run, "train"):
         raise NertoolError(f"{run} is not empty and not a training run", "choose another --output")
 
 
@@ -113,7 +114,8 @@ def is_finished_audit(output: Path, settings: Settings, data: dict[str, str], *,
     """
     if (output / AUDIT_FILE).is_file() and not force:
         return _may_go_on(output, read_json(output / AUDIT_FILE), _fingerprint("audit", settings, data))
-    check_output(output, force=force)
+    if force or not _is_begun(output, "audit"):
+        check_output(output, force=force)
     return False
 
 
@@ -122,10 +124,10 @@ def open_audit(output: Path, settings: Settings, data: dict[str, str], *, force:
     if force and output.is_dir() and any(output.iterdir()):
         remove_own(output)
     output.mkdir(parents=True, exist_ok=True)
+    write_json(output / MANIFEST_NAME, {"command": "audit", "files": _AUDIT_FILES})
     if not (output / AUDIT_FILE).is_file():
         fingerprint = _fingerprint("audit", settings, data)
         write_json(output / AUDIT_FILE, {"nertool_version": __version__, "finished": False, **fingerprint})
-    write_json(output / MANIFEST_NAME, {"command": "audit", "files": _AUDIT_FILES})
 
 
 def _write_manifest(run: Path) -> None:
@@ -147,10 +149,10 @@ def _is_run(run: Path) -> bool:
     return (run / RUN_FILE).is_file()
 
 
-def _is_begun(run: Path) -> bool:
+def _is_begun(run: Path, command: str) -> bool:
     """Says whether a kill cut the making of the folder short: there is the manifest, and no run yet."""
     manifest = run / MANIFEST_NAME
-    return manifest.is_file() and read_json(manifest).get("command") == "train"
+    return manifest.is_file() and read_json(manifest).get("command") == command
 
 
 def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
@@ -190,7 +192,7 @@ def changed_settings(settings: Settings, command: str) -> dict[str, dict[str, An
 
 def _settings_that_matter(settings: Settings, command: str) -> dict[str, dict[str, Any]]:
     values = settings.model_dump(mode="json", include=set(_PARTS[command]))
+    free = _FREE_SETTINGS - _NOT_FREE.get(command, set())
     return {
-        part: {key: value for key, value in values[part].items() if (part, key) not in _FREE_SETTINGS}
-        for part in _PARTS[command]
+        part: {key: value for key, value in values[part].items() if (part, key) not in free} for part in _PARTS[command]
     }

@@ -5,15 +5,23 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 
-from nertool.auditing import folds_of_windows
+from nertool.auditing import folds_of_windows, write_audit
 from nertool.cache_building import build_cache
 from nertool.commands.ls_push import _read_queue
+from nertool.documents import Document, Entity, Section, Span
+from nertool.errors import NertoolError
 from nertool.formats import ReadReport, read_documents
 from nertool.labelling_tasks import make_items
-from nertool.settings import WindowSettings
+from nertool.model import load_tokenizer, new_model
+from nertool.provenance import annotators, section_annotators, with_audit, with_review
+from nertool.run_folder import is_finished_audit, open_audit
+from nertool.runs import labelled_task
+from nertool.settings import DataSettings, ModelSettings, Settings, WindowSettings
+from nertool.suspects import Suspect, corrected
 from nertool.windows import SectionTokenizer
 from tests.cli_helpers import in_an_empty_folder, refuse, start, succeed, wait_for  # noqa: F401
 from tests.conftest import make_corpus, write_documents
@@ -97,7 +105,9 @@ def test_a_killed_audit_ends_like_one_that_was_not(documents: Path, backbone: Pa
     succeed(*audit(documents, backbone, "killed"))
     for name in FILES:
         assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
+    Path("killed/work").mkdir()  # as a kill at the very end leaves it
     assert "finished already" in succeed(*audit(documents, backbone, "killed")).stderr
+    assert not Path("killed/work").exists()
 
 
 def test_what_another_audit_made_is_not_mixed_up(documents: Path, backbone: Path, tmp_path: Path) -> None:
@@ -128,6 +138,8 @@ def test_a_given_model_judges_without_training(documents: Path, backbone: Path, 
     assert ("doc-003", "missing", "gene") in {
         (line["document"], line["kind"], (line["entity"] or line["suggestion"])["class"]) for line in lines
     }
+    assert "has learned their mistakes" in refuse("audit", train, "other", "--judge", "run/model")
+    assert not Path("other").exists()
     shown = succeed("audit", documents, "again", "--judge", "run/model").stderr
     assert "the class 'organ' was not judged" in shown and "nertool ls-sync push" in shown
 
@@ -136,6 +148,67 @@ def test_too_few_documents_are_refused_before_any_training(documents: Path, back
     message = refuse(*audit(documents, backbone, "audit", "--set", "audit.folds=30"))
     assert "too few for 30 folds" in message
     assert "is not a model folder" in refuse("audit", documents, "other", "--judge", "nowhere")
+    refuse(*audit(documents, Path("nowhere"), "audit"))
+    refuse(*audit(documents, backbone, "audit", "--set", "windows.max_tokens=4096"))
+    assert not Path("audit").exists()  # so that the right command isn't taken for another audit
+
+
+def test_what_is_read_is_never_replaced(documents: Path, backbone: Path) -> None:
+    before = sorted(path.name for path in documents.iterdir())
+    assert "lies in the output" in refuse(*audit(documents / before[0], backbone, str(documents), "--force"))
+    assert sorted(path.name for path in documents.iterdir()) == before
+
+
+def test_an_audit_goes_on_with_the_same_folds_only(tmp_path: Path) -> None:
+    data = {"documents": "a"}
+    open_audit(tmp_path / "audit", Settings(), data, force=False)
+    other = Settings(data=DataSettings(duplicate_similarity=0.5))
+    with pytest.raises(NertoolError, match=r"data\.duplicate_similarity was 0\.\d+, now 0\.5"):
+        is_finished_audit(tmp_path / "audit", other, data, force=False)
+    (tmp_path / "audit" / "audit.json").unlink()  # as a kill at the very beginning leaves it
+    assert not is_finished_audit(tmp_path / "audit", other, data, force=False)
+
+
+def test_a_model_learns_nothing_of_the_documents_that_it_judges(backbone: Path, tmp_path: Path) -> None:
+    """Not even how frequent a class is in them."""
+    corpus, windows = make_corpus(8), WindowSettings(max_tokens=16, overlap_tokens=4)
+    labels = ["disease", "drug", "gene", "organ"]
+    biases = []
+    tokenizer = load_tokenizer(str(backbone))
+    for count in (4, 8):
+        cache = build_cache(tmp_path / f"{count}", lambda n=count: corpus[:n], tokenizer, windows, labels=labels)
+        model = new_model(ModelSettings(name=str(backbone)), windows, cache.scheme)
+        fold_of = {document.id: int(number >= 4) for number, document in enumerate(corpus)}
+        chosen = np.flatnonzero(folds_of_windows(cache, corpus[:count], fold_of, tokenizer) == 0)
+        labelled_task(cache, model, chosen).begin()
+        biases.append(model.network.get_submodule("classifier").bias.detach().numpy().copy())
+    assert (biases[0] == biases[1]).all()
+
+
+def test_ids_that_no_line_can_hold_are_left_out_of_the_queue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entity = Entity("gene", (Span(0, 3),), "erk")
+    corpus = [Document(name, (Section("title", "erk", (entity,)),)) for name in ("a\nb", " c", "d e#0")]
+    suspects = [Suspect(one.id, 0, "spurious", entity, None, 5.0, 5.0, (0, 0), (0, 0)) for one in corpus]
+    open_audit(tmp_path / "audit", Settings(), {}, force=False)
+    write_audit(tmp_path / "audit", lambda: iter(corpus), suspects, 0.75, {})
+    assert "lacks 2 sections" in capsys.readouterr().err
+    items = {item.key: item for document in corpus for item in make_items(document, has_gold=True)}
+    assert _read_queue(tmp_path / "audit" / "queue.txt", items) == ["d e#0#0"]
+
+
+def test_what_an_audit_changes_is_no_more_said_to_be_of_people() -> None:
+    entity = Entity("gene", (Span(0, 3),), "erk")
+    noted = {"metadata": {"label_studio": {"section": 0, "status": "confirmed"}}}
+    sections = (Section("title", "erk", (entity,), noted), Section("body", "erk", (entity,), noted))
+    document = with_review(Document("d", sections), {"confirmed": 2}, ["Ann"])
+    suspect = Suspect("d", 1, "spurious", entity, None, 5.0, 5.0, (0, 0), (0, 0))
+    changed = with_audit(corrected(document, [suspect]), {"changes": 1})
+    assert list(annotators(document)) == ["a person in Label Studio"]
+    assert "nertool audit, which corrected some" in set(annotators(changed))
+    assert section_annotators(changed)[0] == "people in Label Studio: confirmed"
+    assert section_annotators(changed)[1].startswith("nertool audit")
 
 
 def test_each_window_is_of_the_document_that_it_was_made_of(tokenizer: SectionTokenizer, tmp_path: Path) -> None:

@@ -8,8 +8,15 @@ import typer
 from nertool.commands.options import Config, Device, Force, Json, Model, Set, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nertool.cache_building import Scan
+    from nertool.mention_counts import Lexicon, MentionCounts
     from nertool.settings import Settings
+    from nertool.sources import Source
     from nertool.suspects import Suspect
+
+    Find = Callable[[MentionCounts, Lexicon], tuple[list[Suspect], dict[str, Any]]]
 
 _SHOWN = 10
 
@@ -76,9 +83,10 @@ def run_audit(
     """
     import shutil
 
-    from nertool.auditing import plan, write_audit
+    from nertool.auditing import write_audit
     from nertool.cache_building import scan
     from nertool.console import progress, say
+    from nertool.errors import NertoolError
     from nertool.files import exclusive, read_json
     from nertool.formats import ReadReport
     from nertool.formats.reading import report_reading, write_rejected
@@ -86,81 +94,100 @@ def run_audit(
     from nertool.run_folder import AUDIT_FILE, is_finished_audit, open_audit
     from nertool.sources import Source
 
+    for given in (path, judge):
+        if given is not None and output.resolve() in (given.resolve(), *given.resolve().parents):
+            raise NertoolError(f"{given} lies in the output, {output}", "choose another output")
     reading = ReadReport()
     source = Source(path, settings, reading)
     with progress("reading", None, "documents") as advance:
         scanned = scan(source.read(), advance)
-    digests = {"documents": scanned.digest} | ({"judge": _digest(judge)} if judge else {})
+    digests = {"documents": scanned.digest} | ({"judge": _digest(judge, scanned.digest)} if judge else {})
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(output):
         if is_finished_audit(output, settings, digests, force=force):
             say(f"{output} is finished already")
+            shutil.rmtree(output / "work", ignore_errors=True)  # a kill may have left it
             summary: dict[str, Any] = read_json(output / AUDIT_FILE)["summary"]
             return summary
-        fold_of = {} if judge else plan(source.read_again, settings)
+        work = output / "work"
+        find = _judge(judge, source, scanned, settings) if judge else _cross_fit(work, source, scanned, settings)
         open_audit(output, settings, digests, force=force)
         report_reading(reading)
         write_rejected(reading, output / "rejected.jsonl")
         lexicon = lexicon_of(source.read_again())
         counts = count_mentions(source.read_again(), lexicon)
-        work = output / "work"
-        if judge:
-            suspects, facts = _judged_by(judge, source, scanned, settings, counts, lexicon)
-        else:
-            suspects, facts = _cross_fitted(work, fold_of, source, scanned, settings, counts, lexicon)
+        suspects, facts = find(counts, lexicon)
         summary = write_audit(output, source.read_again, suspects, settings.audit.min_score, facts)
         shutil.rmtree(work, ignore_errors=True)
     return summary
 
 
-def _digest(model: Path) -> str:
+def _digest(model: Path, documents: str) -> str:
+    """Returns the digest of the judging model, which must not have learned from the documents of another digest."""
     from nertool.artefacts import model_digest, read_facts
+    from nertool.errors import NertoolError
 
-    read_facts(model)  # its message on a folder that is no model is better
+    facts = read_facts(model)  # its message on a folder that is no model is better
+    if facts.get("train", {}).get("digest") == documents:
+        raise NertoolError(
+            f"{model} was trained on these documents, and has learned their mistakes",
+            "without --judge, models are trained that each have not seen what they judge",
+        )
     return model_digest(model)
 
 
-def _judged_by(
-    folder: Path, source: Any, scanned: Any, settings: "Settings", counts: Any, lexicon: Any
-) -> "tuple[list[Suspect], dict[str, Any]]":
+def _judge(folder: Path, source: "Source", scanned: "Scan", settings: "Settings") -> "Find":
+    """Loads the judging model; returns what finds the suspects by it."""
     from nertool.auditing import judge, suspects_of
     from nertool.console import progress
     from nertool.inference import load_tagger
 
     tagger = load_tagger(folder, settings.predict)
-    suspects: list[Suspect] = []
-    done = 0
-    with progress("judging", scanned.documents, "documents") as advance:
-        for judged in judge(tagger, source.read_again(), settings.predict.documents_per_chunk):
-            suspects += suspects_of(judged, counts, lexicon)
-            done += len(judged.documents)
-            advance(done)
-    unknown = {label: n for label, n in scanned.labels.items() if label not in tagger.decisions.scheme.labels}
-    return suspects, {"judge": folder.name, "not_judged": dict(sorted(unknown.items()))}
+
+    def find(counts: "MentionCounts", lexicon: "Lexicon") -> "tuple[list[Suspect], dict[str, Any]]":
+        suspects: list[Suspect] = []
+        done = 0
+        with progress("judging", scanned.documents, "documents") as advance:
+            for judged in judge(tagger, source.read_again(), settings.predict.documents_per_chunk):
+                suspects += suspects_of(judged, counts, lexicon)
+                done += len(judged.documents)
+                advance(done)
+        return suspects, {"judge": folder.name, "not_judged": _unknown(scanned, tagger.decisions.scheme.labels)}
+
+    return find
 
 
-def _cross_fitted(
-    work: Path, fold_of: dict[str, int], source: Any, scanned: Any, settings: "Settings", counts: Any, lexicon: Any
-) -> "tuple[list[Suspect], dict[str, Any]]":
-    from nertool.auditing import CrossFit, cross_fitted_suspects, folds_of_windows
+def _cross_fit(work: Path, source: "Source", scanned: "Scan", settings: "Settings") -> "Find":
+    """Makes sure that models can be trained; returns what trains them and finds the suspects by them."""
+    from nertool.auditing import CrossFit, cross_fitted_suspects, folds_of_windows, plan
     from nertool.commands.together import training_cache
     from nertool.console import say
     from nertool.devices import choose_device
     from nertool.labels import make_scheme
-    from nertool.model import load_tokenizer
+    from nertool.model import new_model
 
-    choose_device(settings.train.device)  # before the long work, not after it
+    choose_device(settings.train.device)
     scheme = make_scheme(settings.data.labels or scanned.labels, begin=settings.model.begin_channels)
-    tokenizer = load_tokenizer(settings.model.name)
-    work.mkdir(exist_ok=True)
-    cache = training_cache(source, scanned, work / "cache", tokenizer, scheme, settings)
-    of_window = folds_of_windows(cache, source.read_again(), fold_of, tokenizer)
-    fit = CrossFit(work, source.read_again, fold_of, cache, of_window, scanned, scheme, settings)
-    suspects, scores = cross_fitted_suspects(fit, counts, lexicon)
-    mean = sum(scores) / len(scores)
-    say(f"models of the other folds agree with the annotations at a strict micro F1 of {mean:.3f}")
-    unknown = {label: n for label, n in scanned.labels.items() if label not in scheme.labels}
-    return suspects, {"micro_f1_of_folds": scores, "not_judged": dict(sorted(unknown.items()))}
+    fold_of = plan(source.read_again, settings)
+    tokenizer = new_model(settings.model, settings.windows, scheme).tokenizer
+    source.open_cache(tokenizer, scheme)
+
+    def find(counts: "MentionCounts", lexicon: "Lexicon") -> "tuple[list[Suspect], dict[str, Any]]":
+        work.mkdir(exist_ok=True)
+        cache = training_cache(source, scanned, work / "cache", tokenizer, scheme, settings)
+        of_window = folds_of_windows(cache, source.read_again(), fold_of, tokenizer)
+        fit = CrossFit(work, source.read_again, fold_of, cache, of_window, scanned, scheme, settings)
+        suspects, scores = cross_fitted_suspects(fit, counts, lexicon)
+        mean = sum(scores) / len(scores)
+        say(f"models of the other folds agree with the annotations at a strict micro F1 of {mean:.3f}")
+        return suspects, {"micro_f1_of_folds": scores, "not_judged": _unknown(scanned, scheme.labels)}
+
+    return find
+
+
+def _unknown(scanned: "Scan", labels: "Sequence[str]") -> dict[str, int]:
+    """Returns the classes that a model doesn't know → number of entities."""
+    return {label: count for label, count in sorted(scanned.labels.items()) if label not in labels}
 
 
 def show_audit(summary: dict[str, Any], documents: Path, output: Path) -> None:
