@@ -6,6 +6,7 @@ torch is installed once. Those that need other packages than that one has make t
 
 import os
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -140,6 +141,14 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
     wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
     names = set(zipfile.ZipFile(wheel).namelist())
+@nox.session
+def known_vulnerabilities(session: nox.Session) -> None:
+    """Whether any installed package has a known vulnerability (pip-audit); asks pypi.org, so it needs the network."""
+    session.install("pip-audit>=2.7")
+    installed = sysconfig.get_path("purelib")
+    session.run("pip-audit", "--strict", "--skip-editable", "--path", installed, *session.posargs)
+
+
     wanted = ["nertool/py.typed", "nertool/sample_data/README.md", "nertool/annotation_defaults/prompt.txt"]
     wanted += [f"nertool/report_template/page.{ending}" for ending in ("css", "html", "js")]
     wanted += [f"nertool/{path.relative_to(ROOT)}" for path in (ROOT / "sample_data").rglob("*.json")]

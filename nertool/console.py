@@ -1,6 +1,7 @@
 """Talking to people on stderr, and giving data to programs on stdout."""
 
 import io
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 # Where stderr is no terminal, lines are as wide as they need to be, and a progress line comes this often.
 _PLAIN_WIDTH = 160
 _PLAIN_LINE_EVERY_SECONDS = 10.0
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Advance(Protocol):
@@ -62,6 +65,14 @@ class _Stderr(io.TextIOBase):
         return self._real.encoding
 
 
+class _Console(Console):
+    """A console on which nobody's text moves the cursor, clears the screen or sets the window's title."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Makes the characters that a terminal obeys visible, in lines as in the cells of tables."""
+        return super().render_str(_OBEYED.sub(lambda found: repr(found[0])[1:-1], text), **options)
+
+
 @cache
 def stderr_console() -> Console:
     """Returns the one console for everything that people read; obeys `NO_COLOR` and `TERM=dumb`.
@@ -70,7 +81,7 @@ def stderr_console() -> Console:
     Square brackets are text, not markup: they occur in class names.
     """
     width = None if sys.stderr.isatty() else _PLAIN_WIDTH
-    return Console(
+    return _Console(
         file=cast(IO[str], _Stderr()), width=width, highlight=False, soft_wrap=True, emoji=False, markup=False
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from nertool.engines import Floats, Longs
+
+
+# What comes with a model may be code. Unless told, transformers asks on the terminal whether to run it.
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ def _load_hub_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 (one second that the data modules needn't wait for)
 
     with _loading(name):
-        return AutoTokenizer.from_pretrained(backbone_path(name))
+        return AutoTokenizer.from_pretrained(backbone_path(name), **_NO_CODE)
 
 
 def _wrap(tokenizer: Any, name: str) -> SectionTokenizer:
@@ -200,20 +205,20 @@ def new_model(settings: ModelSettings, windows: WindowSettings, scheme: LabelSch
     Raises:
         NertoolError: If it can't be found, its weights are missing or don't fit, or the windows are too long for it.
     """
-    from transformers import AutoConfig, AutoModelForTokenClassification  # noqa: PLC0415
+    from transformers import AutoModelForTokenClassification  # noqa: PLC0415
 
     path = backbone_path(settings.name)
     hub_tokenizer = _load_hub_tokenizer(settings.name)
     tokenizer = _wrap(hub_tokenizer, settings.name)
     with _loading(settings.name):
-        config = AutoConfig.from_pretrained(path)
+        config = _load_config(path)
         names = scheme.channel_names()
         config.id2label, config.label2id = names, {name: i for i, name in names.items()}
         config.problem_type = "multi_label_classification"
         set_dropout(config, settings)
         check_window(windows, tokenizer, config, settings.name)
         network, report = AutoModelForTokenClassification.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **_NO_CODE
         )
     _check_loaded(network, report, settings.name)
     if not isinstance(getattr(network, "classifier", None), torch.nn.Linear):
@@ -252,13 +257,23 @@ def load_network(folder: Path) -> "PreTrainedModel":
 
     with _loading(str(folder)):
         network, report = AutoModelForTokenClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-        )
+            folder, config=_load_config(str(folder)), dtype=torch.float32, output_loading_info=True,
+            use_safetensors=True, **_NO_CODE,
+        )  # fmt: skip
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
         raise NertoolError(f"{folder}: the weights lack {len(missing)} tensors, such as {missing[0]}", "copy it again")
     loaded: PreTrainedModel = network.eval()
     return loaded
+
+
+def _load_config(path: str) -> Any:
+    """Loads a network's config.json, but not its say in how attention is computed: that can be code from the hub."""
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    config = AutoConfig.from_pretrained(path, **_NO_CODE)
+    config._attn_implementation = None
+    return config
 
 
 def save_model(model: NerModel, folder: Path, facts: dict[str, Any]) -> None:
@@ -341,6 +356,16 @@ def _check_loaded(network: "PreTrainedModel", report: dict[str, Any], name: str)
         )
 
 
+def _reason(error: Exception) -> str:
+    """Returns in one line why something can't be loaded; what transformers and torch say would invite to run code."""
+    text = str(error).strip()
+    if isinstance(error, UnpicklingError):
+        return "pytorch_model.bin holds something else than weights, perhaps code, which nertool doesn't run"
+    if "trust_remote_code" in text:
+        return "it comes with code of its own, which nertool doesn't run"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
     """Turns what Hugging Face raises into one message, and keeps its progress bars and reports off the terminal."""
@@ -360,9 +385,10 @@ def _loading(name: str) -> Iterator[None]:
         ImportError,
         HfHubHTTPError,
         SafetensorError,
+        UnpicklingError,
         orjson.JSONDecodeError,
     ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _reason(error)
         if Path(name).is_dir():
             raise NertoolError(f"cannot load the model in {name}: {reason}", "check the folder's files") from error
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
