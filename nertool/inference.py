@@ -1,5 +1,6 @@
 """Documents → predicted entities, in memory. Validation, `evaluate` and `predict` all come through here."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -268,20 +269,20 @@ def predict_chunks(
 
     with ThreadPoolExecutor(1) as beside:
         ahead = beside.submit(read)
-        found: Future[PredictedDocuments] | None = None
+        running: deque[Future[PredictedDocuments]] = deque()
         try:
             while (got := ahead.result()) is not None:
                 ahead = beside.submit(read)
-                logits = token_logits(tagger, got[1])
-                finished, found = found, beside.submit(finish, *got, logits)
-                if finished is not None:
-                    yield finished.result()
+                running.append(beside.submit(finish, *got, token_logits(tagger, got[1])))
+                if len(running) > 1:
+                    yield running[0].result()
+                    running.popleft()
         except Exception:  # what was predicted before a document that can't be read is not lost
-            if found is not None:
-                yield found.result()
+            while running:  # nothing after one that failed: who counts the chunks would take it for that one
+                yield running.popleft().result()
             raise
-        if found is not None:
-            yield found.result()
+        while running:
+            yield running.popleft().result()
 
 
 def predict_documents(
