@@ -8,6 +8,7 @@ Source: Northcutt, Jiang & Chuang (2021), Confident learning, section 3 (out-of-
     cross-validation).
 """
 
+import hashlib
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic import BaseModel
 
 from nertool.cache_building import Scan
 from nertool.console import counted, progress, say
@@ -26,7 +28,7 @@ from nertool.decoding import Floats, decode, words_of
 from nertool.devices import seed_everything
 from nertool.documents import Document
 from nertool.engines import Tagger
-from nertool.errors import InterruptedBySignalError
+from nertool.errors import InterruptedBySignalError, NertoolError
 from nertool.files import publish_file, read_json, write_atomic, write_json
 from nertool.formats.jsonl import JsonlWriter
 from nertool.inference import Prepared, load_tagger, prepare, token_logits
@@ -39,7 +41,7 @@ from nertool.run_folder import AUDIT_FILE, open_run
 from nertool.runs import labelled_task, train_run
 from nertool.settings import Settings
 from nertool.splitting import plan_folds, summarise
-from nertool.suspects import KINDS, Suspect, corrected, find_suspects, suspect_from_json, suspect_to_json
+from nertool.suspects import KINDS, Suspect, SuspectFile, corrected, find_suspects, suspect_from_json, suspect_to_json
 from nertool.window_cache import WindowCache
 from nertool.windows import SectionTokenizer
 
@@ -81,6 +83,13 @@ def suspects_of(judged: Judged, counts: MentionCounts, lexicon: Lexicon) -> list
     labels = decisions.scheme.labels
     words = words_of(judged.logits[:, : len(labels)], tokens)
     return list(find_suspects(judged.documents, words, decoded, labels, counts, lexicon))
+
+
+class _Fold(BaseModel):
+    """What is kept of a fold that is done."""
+
+    micro_f1: float | None
+    suspects: list[SuspectFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,7 @@ def cross_fitted_suspects(fit: CrossFit, counts: MentionCounts, lexicon: Lexicon
             score = read_json(fit.folder / f"{fold + 1}" / "run.json")["summary"]["micro_f1"]
             write_json(kept, {"micro_f1": score, "suspects": list(map(suspect_to_json, found))})
         shutil.rmtree(fit.folder / f"{fold + 1}", ignore_errors=True)  # gigabytes, with a big backbone
-        known = read_json(kept)
+        known = read_json(kept, _Fold)
         suspects += map(suspect_from_json, known["suspects"])
         scores.append(known["micro_f1"])
     return suspects, scores
@@ -230,6 +239,34 @@ def write_audit(
     }
     write_json(output / AUDIT_FILE, {**read_json(output / AUDIT_FILE), "finished": True, "summary": summary})
     return summary
+
+
+def read_audit(folder: Path, documents: str) -> tuple[list[Suspect], str]:
+    """Reads what an audit found clearly suspect: from the score on from which it was put right.
+
+    Args:
+        folder: The audit's.
+        documents: Digest of the documents that it must be of.
+
+    Returns:
+        The suspects, and a digest of them.
+
+    Raises:
+        NertoolError: If there is no finished audit, or one of other documents.
+    """
+    if not (folder / AUDIT_FILE).is_file():
+        raise NertoolError(
+            f"{folder} is not the output of an audit: {AUDIT_FILE} is missing", "nertool audit makes one"
+        )
+    audit = read_json(folder / AUDIT_FILE)
+    if not audit.get("finished"):
+        raise NertoolError(f"the audit {folder} is not finished", "run its command again")
+    if audit["data"]["documents"] != documents:
+        raise NertoolError(f"the audit {folder} is of other documents", "audit those that you train on")
+    content = (folder / "suspects.jsonl").read_bytes()
+    suspects = map(suspect_from_json, map(orjson.loads, content.splitlines()))
+    clear = [one for one in suspects if one.score >= audit["summary"]["min_score"]]
+    return clear, hashlib.sha256(content + repr(audit["summary"]["min_score"]).encode()).hexdigest()
 
 
 def _place(one: Suspect) -> tuple[int, int]:

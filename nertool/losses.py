@@ -26,6 +26,13 @@ def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     return (losses * batch.loss_mask).sum()
 
 
+def binary_cross_entropy_where_known(logits: Tensor, batch: Batch) -> Tensor:
+    """Returns what `binary_cross_entropy` does, without the targets below 0, of which nothing is known."""
+    known = batch.targets >= 0
+    losses = binary_cross_entropy_with_logits(logits.float(), batch.targets.clamp(min=0.0), reduction="none") * known
+    return (losses.sum(dim=-1) * batch.loss_mask).sum()
+
+
 def distillation_loss(
     hard_weight: float, temperature: float, hidden_weight: float = 0.0
 ) -> Callable[[Tensor, Batch], Tensor]:

@@ -124,6 +124,9 @@ def _data(facts: Mapping[str, Any]) -> Iterator[str]:
     yield "## Data"
     yield ""
     yield f"- Trained on {_documents(train)}, annotated by {_annotators(who, train['documents'])}."
+    if train.get("left_out"):
+        suspect = counted(train["left_out"], "suspect annotation")
+        yield f"- Left out of the loss: {suspect}, as an audit of these documents found."
     if evaluated:
         step = f", after step {facts['step']:,}" if "step" in facts else ""
         names = evaluated.get("annotators")

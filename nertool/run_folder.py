@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from nertool import __version__
 from nertool.errors import NertoolError
 from nertool.files import MANIFEST_NAME, check_output, check_own, read_json, remove_own, write_json
@@ -22,7 +24,8 @@ _OWN_TREES = [
 _AUDIT_FILES = [
     AUDIT_FILE, "suspects.jsonl", "queue.txt", "corrected.jsonl", ".corrected.jsonl.partial", "rejected.jsonl", "work/",
 ]  # fmt: skip
-_WHAT_HAS = {"teacher": "the teacher has", "judge": "the judging model has", "documents": "the documents have"}
+_WHAT_HAS = {"teacher": "the teacher has", "judge": "the judging model has", "documents": "the documents have",
+             "suspects": "the suspects have"}  # fmt: skip
 # The settings that decide on the result: these parts, but for what changes only where and how often.
 _PARTS = {
     "audit": ("data", "windows", "model", "train", "audit"),
@@ -44,6 +47,16 @@ _FREE_SETTINGS = {
 _NOT_FREE = {"audit": {("data", "duplicate_similarity")}}  # decides on the folds
 
 
+class _RunFile(BaseModel):
+    """What `run.json` and `audit.json` have at least."""
+
+    command: str = "train"
+    finished: bool
+    settings: dict[str, dict[str, Any]]
+    data: dict[str, str]
+    summary: dict[str, Any] = {}
+
+
 def check_run_folder(run: Path, *, resume: bool, force: bool) -> None:
     """Refuses a folder that can't become or go on as a run, before anything is read.
 
@@ -56,7 +69,7 @@ def check_run_folder(run: Path, *, resume: bool, force: bool) -> None:
         check_own(run)
     elif _is_run(run):
         if not resume:
-            finished = read_json(run / RUN_FILE)["finished"]
+            finished = read_json(run / RUN_FILE, _RunFile)["finished"]
             go_on = "" if finished else "--resume to go on with it, "
             raise NertoolError(
                 f"{run} holds {'a finished' if finished else 'an unfinished'} run",
@@ -90,7 +103,7 @@ def open_run(
     if force and run.is_dir():
         remove_own(run)
     elif _is_run(run):
-        finished = _may_go_on(run, read_json(run / RUN_FILE), fingerprint)
+        finished = _may_go_on(run, read_json(run / RUN_FILE, _RunFile), fingerprint)
         _write_manifest(run)  # an older nertool's knows less
         return finished
     run.mkdir(parents=True, exist_ok=True)
@@ -113,7 +126,7 @@ def is_finished_audit(output: Path, settings: Settings, data: dict[str, str], *,
         NertoolError: If another audit, or something that isn't nertool's, is there.
     """
     if (output / AUDIT_FILE).is_file() and not force:
-        return _may_go_on(output, read_json(output / AUDIT_FILE), _fingerprint("audit", settings, data))
+        return _may_go_on(output, read_json(output / AUDIT_FILE, _RunFile), _fingerprint("audit", settings, data))
     if force or not _is_begun(output, "audit"):
         check_output(output, force=force)
     return False
@@ -136,12 +149,12 @@ def _write_manifest(run: Path) -> None:
 
 def finish_run(run: Path, summary: dict[str, Any]) -> None:
     """Notes that the run is finished, and how it ended."""
-    write_json(run / RUN_FILE, {**read_json(run / RUN_FILE), "finished": True, "summary": summary})
+    write_json(run / RUN_FILE, {**read_json(run / RUN_FILE, _RunFile), "finished": True, "summary": summary})
 
 
 def summary_of(run: Path) -> dict[str, Any]:
     """Returns the summary of a finished run."""
-    summary: dict[str, Any] = read_json(run / RUN_FILE)["summary"]
+    summary: dict[str, Any] = read_json(run / RUN_FILE, _RunFile)["summary"]
     return summary
 
 
@@ -159,10 +172,10 @@ def _may_go_on(run: Path, known: dict[str, Any], fingerprint: dict[str, Any]) ->
     if (made_by := known.get("command", "train")) != fingerprint["command"]:
         raise NertoolError(f"{run} holds a run of `nertool {made_by}`", "choose another --output")
     different = [
-        f"{part}.{key} was {known['settings'][part].get(key)!r}, now {value!r}"
+        f"{part}.{key} was {known['settings'].get(part, {}).get(key)!r}, now {value!r}"
         for part, values in fingerprint["settings"].items()
         for key, value in values.items()
-        if known["settings"][part].get(key) != value
+        if known["settings"].get(part, {}).get(key) != value
     ]
     different += [
         f"{_WHAT_HAS.get(name, f'the {name} documents have')} changed"

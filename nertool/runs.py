@@ -19,12 +19,13 @@ from nertool.console import progress as show_progress
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
 from nertool.distributed import ALONE, World, local_rank
 from nertool.documents import Document, Entity, Section
+from nertool.doubts import Doubts
 from nertool.engines import Tagger
 from nertool.errors import InterruptedBySignalError, NertoolError, nearest_name
 from nertool.files import recover_folder, replace_folder
 from nertool.inference import Prepared, predict_sections, prepare
 from nertool.kept_scores import kept_evaluation
-from nertool.losses import binary_cross_entropy, prior_bias
+from nertool.losses import binary_cross_entropy, binary_cross_entropy_where_known, prior_bias
 from nertool.matching import SectionPair
 from nertool.metrics import evaluation_report
 from nertool.model import NerModel, save_model
@@ -348,22 +349,37 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
     return summary
 
 
-def labelled_task(cache: WindowCache, model: NerModel, windows: npt.NDArray[np.int64] | None = None) -> Task:
+def labelled_task(
+    cache: WindowCache,
+    model: NerModel,
+    windows: npt.NDArray[np.int64] | None = None,
+    doubts: Doubts | None = None,
+) -> Task:
     """Returns the task of learning the entities of a cache's documents.
 
     Args:
         cache: The cache.
         model: Learns them.
         windows: Indices of the windows to learn from, `(n,)`; all, if none are given.
+        doubts: What is left out of the loss.
     """
     columns = channel_columns(cache, model)
     chosen = np.arange(len(cache.windows)) if windows is None else windows
+    before = len(model.tokenizer.prefix)
+
+    def load(rows: npt.NDArray[np.int64]) -> Batch:
+        batch = training_batch(cache, chosen[rows], model.tokenizer, columns, model.scheme.channels)
+        if doubts:
+            for targets, window in zip(batch.targets.numpy(), cache.windows[chosen[rows]], strict=True):
+                doubts.mark(targets[before : before + int(window["length"])], int(window["start"]))
+        return batch
+
     return Task(
         network=model.network,
         lengths=cache.windows["length"][chosen].astype(np.int64) + model.tokenizer.special_tokens,
         owned=cache.windows["owned_length"][chosen].astype(np.int64),
-        load_batch=lambda rows: training_batch(cache, chosen[rows], model.tokenizer, columns, model.scheme.channels),
-        loss=binary_cross_entropy,
+        load_batch=load,
+        loss=binary_cross_entropy_where_known if doubts else binary_cross_entropy,
         begin=lambda: set_prior_bias(model, cache, columns, windows),
         documents_of=lambda rows: documents_of_windows(cache, chosen[rows], model.tokenizer),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from nertool.commands.options import (
 )
 from nertool.commands.together import Tell
 
+if TYPE_CHECKING:
+    from nertool.suspects import Suspect
+
 
 @command
 def train(
@@ -27,6 +30,12 @@ def train(
     eval_data: Annotated[Path, typer.Option("--eval", help="Documents or a cache that choose the best model.")],
     output: Annotated[Path, typer.Option("--output", help="The run's folder; OUTPUT/model gets the best model.")],
     model: Model = None,
+    suspects: Annotated[
+        Path | None,
+        typer.Option(
+            "--suspects", metavar="AUDIT", help="What an audit of the training documents found suspect isn't learned."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
     device: Device = None,
     skip_nonfinite: Annotated[
@@ -44,7 +53,7 @@ def train(
 
     nertool train --train split/train --eval split/eval --output run --model minilm
     """
-    from nertool.console import print_json, say
+    from nertool.console import print_json, say, suggest
 
     options = {
         "model.name": model,
@@ -53,7 +62,9 @@ def train(
         "data.skip_invalid": skip_invalid,
     }
     settings = settings_from(config, assignments, options)
-    summary = run_train(train_data, eval_data, output, settings, resume=resume, force=force, ls_project=ls_project)
+    summary = run_train(
+        train_data, eval_data, output, settings, suspects=suspects, resume=resume, force=force, ls_project=ls_project
+    )
     if summary is None:
         return
     if json:
@@ -65,6 +76,8 @@ def train(
             f"{early} after {summary['steps']:,} steps; {metric} {summary[metric]:.4f} at step {summary['best_step']:,}"
         )
         say(f"model: {summary['model']}")
+        test = eval_data.parent / "test"
+        suggest("evaluate", summary["model"], test if test.is_dir() else "DOCUMENTS")
 
 
 def run_train(
@@ -73,6 +86,7 @@ def run_train(
     output: Path,
     settings: Any,
     *,
+    suspects: Path | None = None,
     resume: bool = False,
     force: bool = False,
     ls_project: str | None = None,
@@ -84,6 +98,7 @@ def run_train(
         eval_data: Documents, or a cache.
         output: The run's folder.
         settings: The `Settings`.
+        suspects: The folder of an audit of the training documents; what it found suspect is left out of the loss.
         resume: Go on with an interrupted run.
         force: Remove an older run.
         ls_project: The Label Studio project in which a sample of the eval split is shown after each evaluation.
@@ -99,8 +114,9 @@ def run_train(
 
     def lead(world: Any, tell: Tell) -> dict[str, Any]:
         return _lead_train(
-            train_data, eval_data, output, settings, world, tell, resume=resume, force=force, ls_project=ls_project
-        )
+            train_data, eval_data, output, settings, world, tell, suspects=suspects, resume=resume, force=force,
+            ls_project=ls_project,
+        )  # fmt: skip
 
     return lead_or_follow(
         output, settings, lead, lambda world: _follow_train(eval_data, output, settings, world),
@@ -116,17 +132,20 @@ def _lead_train(
     world: Any,
     tell: Tell,
     *,
+    suspects: Path | None,
     resume: bool,
     force: bool,
     ls_project: str | None,
 ) -> dict[str, Any]:
     """What the first process does, which is all but for the shared work where there are others; it tells them of it."""
+    from nertool.auditing import read_audit
     from nertool.cache_building import scan
     from nertool.commands.cache import show_cache
     from nertool.commands.showing import showing_evaluations
     from nertool.commands.together import data_facts, training_cache
-    from nertool.console import progress, say
+    from nertool.console import counted, progress, say
     from nertool.devices import choose_device, seed_everything
+    from nertool.doubts import locate_doubts
     from nertool.formats import ReadReport
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.labels import make_scheme
@@ -150,6 +169,9 @@ def _lead_train(
     model = new_model(settings.model, settings.windows, scheme)
     train_source.open_cache(model.tokenizer, scheme)  # one that doesn't fit is refused before the run's folder is made
     digests = {"train": train_scan.digest, "eval": eval_scan.digest}
+    doubtful: list[Suspect] = []
+    if suspects is not None:
+        doubtful, digests["suspects"] = read_audit(suspects, train_scan.digest)
     if open_run(output, settings, digests, resume=resume, force=force):
         say(f"{output} is finished already")
         summary = summary_of(output)
@@ -165,15 +187,23 @@ def _lead_train(
         "base_model": hub_name(settings.model.name),
         **data_facts((train_data, train_scan), (eval_data, eval_scan), cache, settings, "train"),
     }
-    tell({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest})
+    facts["train"]["left_out"] = len(doubtful)
+    if suspects is not None:
+        say(f"{counted(len(doubtful), 'suspect annotation')} of {suspects} left out of the loss")
+    doubts = locate_doubts(doubtful, cache.documents(), model.tokenizer, scheme) if doubtful else None
+    cells = [doubts.tokens.tolist(), doubts.channels.tolist()] if doubts else None
+    tell({"cache": str(cache.path), "scheme": scheme.to_json(), "eval": eval_scan.digest, "doubts": cells})
     with showing_evaluations(output, eval_documents, scheme.labels, settings, ls_project) as show:
-        task = labelled_task(cache, model)
+        task = labelled_task(cache, model, doubts=doubts)
         return train_run(output, model, task, eval_documents, settings, facts, world, show)
 
 
 def _follow_train(eval_data: Path, output: Path, settings: Any, world: Any) -> None:
     """What the other processes do: open what the first one made, and train with it."""
+    import numpy as np
+
     from nertool.commands.together import may_stop, read_eval, silent_interrupts
+    from nertool.doubts import Doubts
     from nertool.labels import LabelScheme
     from nertool.model import new_model
     from nertool.runs import labelled_task, train_run
@@ -184,7 +214,8 @@ def _follow_train(eval_data: Path, output: Path, settings: Any, world: Any) -> N
         return
     model = new_model(settings.model, settings.windows, LabelScheme.from_json(job["scheme"]))
     eval_documents = read_eval(eval_data, settings, job)
-    task = labelled_task(open_cache(Path(job["cache"])), model)
+    doubts = Doubts(*(np.array(column, np.int64) for column in job["doubts"])) if job["doubts"] else None
+    task = labelled_task(open_cache(Path(job["cache"])), model, doubts=doubts)
     with silent_interrupts():
         train_run(output, model, task, eval_documents, settings, {}, world)
 

@@ -22,23 +22,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from nertool.auditing import CrossFit, folds_of_windows, plan, suspects_of
-from nertool.batches import training_batch
+from nertool.auditing import CrossFit, folds_of_windows, plan
 from nertool.cache_building import build_cache, scan
 from nertool.checkpoints import Progress
-from nertool.decoding import words_of
+from nertool.decoding import decode, words_of
 from nertool.devices import choose_precision, keep_freed_memory, seed_everything
 from nertool.documents import Span
+from nertool.doubts import locate_doubts
 from nertool.formats.pubtator import read_pubtator
 from nertool.labels import make_scheme
 from nertool.mention_counts import count_mentions, lexicon_of
 from nertool.model import load_tokenizer, new_model
-from nertool.runs import channel_columns, evaluate_split, labelled_task, prepare_eval
+from nertool.runs import evaluate_split, labelled_task, prepare_eval
 from nertool.settings import ModelSettings, Settings, TrainSettings
-from nertool.suspects import corrected, suspect_from_json, suspect_to_json
+from nertool.suspects import corrected, find_suspects
 from nertool.training import BatchPlan, fit, make_optimizer, make_scaler
+from nertool.windows import Tokens
 
 KINDS = ("dropped", "invented", "wrong class", "shifted")
 CPU = torch.device("cpu")
@@ -127,11 +127,11 @@ def invent(chance, words, taken, labels):
 
 
 def judge(folder, noisy, settings):
-    """Returns the suspects, and for each document the words and what the model of the other folds says of them."""
+    """Returns what the model of the other folds says of the words of each document's sections, and how long it took."""
     kept = folder / "judged.json"
     if kept.exists():
         found = json.loads(kept.read_text())
-        return [suspect_from_json(one) for one in found["suspects"]], found["words"], found["seconds"]
+        return found["words"], found["seconds"]
     begun = time.monotonic(), time.process_time()
     tokenizer = load_tokenizer(settings.model.name)
     scanned = scan(noisy)
@@ -139,19 +139,16 @@ def judge(folder, noisy, settings):
     cache = build_cache(folder / "cache", lambda: noisy, tokenizer, settings.windows)
     fold_of = plan(lambda: iter(noisy), settings)
     of_window = folds_of_windows(cache, noisy, fold_of, tokenizer)
+    (folder / "folds").mkdir(exist_ok=True)
     fit_of = CrossFit(
         folder / "folds", lambda: iter(noisy), fold_of, cache, of_window, scanned, scheme, settings
     )  # fmt: skip
-    (folder / "folds").mkdir(exist_ok=True)
-    lexicon = lexicon_of(noisy)
-    counts = count_mentions(noisy, lexicon)
-    suspects, words = [], {}
+    words = {}
     for fold in range(settings.audit.folds):
         part = folder / f"fold-{fold}.json"
         if not part.exists():
-            found, said = [], {}
+            said = {}
             for judged in fit_of.judge_fold(fold):
-                found += map(suspect_to_json, suspects_of(judged, counts, lexicon))
                 of = words_of(judged.logits, judged.prepared.tokens)
                 number = 0
                 for document in judged.documents:
@@ -163,13 +160,30 @@ def judge(folder, noisy, settings):
                             {"starts": of.starts[rows].tolist(), "ends": of.ends[rows].tolist(),
                              "logits": np.round(of.logits[rows].astype(float), 3).tolist()}
                         )  # fmt: skip
-            part.write_text(json.dumps({"suspects": found, "words": said}))
-        known = json.loads(part.read_text())
-        suspects += known["suspects"]
-        words |= known["words"]
+            part.write_text(json.dumps({"words": said}))
+        words |= json.loads(part.read_text())["words"]
     seconds = [round(time.monotonic() - begun[0]), round(time.process_time() - begun[1])]
-    kept.write_text(json.dumps({"suspects": suspects, "words": words, "seconds": seconds}))
-    return [suspect_from_json(one) for one in suspects], words, seconds
+    kept.write_text(json.dumps({"words": words, "seconds": seconds}))
+    return words, seconds
+
+
+def suspects_in(noisy, words, labels, settings):
+    """Returns what is suspect; decoding sees nothing of tokens but the means of words, so words do for tokens."""
+    scheme = make_scheme(labels)
+    lexicon = lexicon_of(noisy)
+    counts = count_mentions(noisy, lexicon)
+    found = []
+    for document in noisy:
+        said = words[document.id]
+        sizes = [len(section["starts"]) for section in said]
+        starts, ends = (np.array([x for s in said for x in s[name]], np.int32) for name in ("starts", "ends"))
+        logits = np.array([row for s in said for row in s["logits"]], np.float32).reshape(-1, len(labels))
+        bounds = np.cumsum([0, *sizes])
+        tokens = Tokens(np.zeros(len(starts), np.int32), starts, ends, np.ones(len(starts), np.bool_), bounds)
+        thresholds = [settings.model.threshold] * len(labels)
+        decoded = decode(logits, tokens, scheme, thresholds, settings.model.switch_cost)
+        found += find_suspects([document], words_of(logits, tokens), decoded, scheme.labels, counts, lexicon)
+    return found
 
 
 def hits_of_entities(ranked, errors):
@@ -287,16 +301,14 @@ def train(variant, seed, documents, suspects, test, labels, epochs, folder):
         cache = build_cache(Path(place) / "cache", lambda: documents, model.tokenizer, settings.windows)
         precision = choose_precision("auto", CPU)
         network = model.to(CPU)
-        task = labelled_task(cache, model)
+        doubts = locate_doubts(suspects, documents, model.tokenizer, model.scheme) if variant == "left out" else None
+        task = labelled_task(cache, model, doubts=doubts)
         task.begin()
-        load, loss = task.load_batch, task.loss
-        if variant == "left out":
-            load, loss = leaving_out(cache, documents, suspects, model)
         batches = BatchPlan(task.lengths, task.owned, settings.train, settings.train.tokens_per_batch)
         begun = time.process_time()
         for _ in fit(
-            network, make_optimizer(network, settings.train), make_scaler(CPU, precision), batches, load, loss,
-            settings.train, Progress(), CPU, precision,
+            network, make_optimizer(network, settings.train), make_scaler(CPU, precision), batches,
+            task.load_batch, task.loss, settings.train, Progress(), CPU, precision,
         ):  # fmt: skip
             pass
         tagger = model.tagger(CPU, precision)
@@ -304,41 +316,6 @@ def train(variant, seed, documents, suspects, test, labels, epochs, folder):
     names = ("micro_f1", "mean_f1", "micro_precision", "micro_recall")
     return {"variant": variant, "seed": seed, "epochs": epochs, **{name: scores[name] for name in names},
             "cpu_seconds": round(time.process_time() - begun)}  # fmt: skip
-
-
-def leaving_out(cache, documents, suspects, model):
-    """Returns a loader and a loss without what is said of suspect words, for the classes that are in doubt."""
-    weights = np.ones((len(cache.tokens), model.scheme.channels), np.float32)
-    doubts = defaultdict(list)
-    for one in suspects:
-        for label, span in [*([(one.entity.label, one.entity.spans[0])] if one.entity else []),
-                            *([(one.suggestion.label, one.suggestion.span)] if one.suggestion else [])]:  # fmt: skip
-            doubts[one.document].append((one.section, model.scheme.labels.index(label), *span))
-    base = 0
-    for document in documents:
-        tokens = model.tokenizer.tokenize([section.text for section in document.sections])
-        for section, channel, start, end in doubts[document.id]:
-            first, last = tokens.section_bounds[section : section + 2]
-            inside = (tokens.starts[first:last] < end) & (tokens.ends[first:last] > start)
-            weights[base + first : base + last, channel][inside] = 0
-        base += len(tokens.ids)
-    columns, before = channel_columns(cache, model), len(model.tokenizer.prefix)
-    of_batch = []
-
-    def load(indices):
-        batch = training_batch(cache, indices, model.tokenizer, columns, model.scheme.channels)
-        weight = torch.ones_like(batch.targets)
-        for row, window in enumerate(cache.windows[indices]):
-            start, length = int(window["start"]), int(window["length"])
-            weight[row, before : before + length] = torch.from_numpy(weights[start : start + length])
-        of_batch[:] = [weight]
-        return batch
-
-    def loss(logits, batch):
-        losses = binary_cross_entropy_with_logits(logits.float(), batch.targets, reduction="none") * of_batch[0]
-        return (losses.sum(dim=-1) * batch.loss_mask).sum()
-
-    return load, loss
 
 
 def main():
@@ -364,7 +341,8 @@ def main():
     noisy, errors = corrupt(clean, arguments.share, arguments.noise_seed)
     kinds = Counter(one.kind for one in errors)
     print(f"{labels.total():,} entities, {len(errors):,} errors: {dict(kinds)}", flush=True)
-    suspects, words, seconds = judge(arguments.folder, noisy, settings)
+    words, seconds = judge(arguments.folder, noisy, settings)
+    suspects = suspects_in(noisy, words, sorted(labels), settings)
     print(f"audited in {seconds[0]:,} s, {seconds[1]:,} CPU-seconds\n")
     print(ranking_table(suspects, words, noisy, errors, sorted(labels), arguments.cleanlab), flush=True)
     by_score = [[0.0, 0.5], [0.5, 0.75], [0.75, 0.9], [0.9, 1.0]]
