@@ -218,4 +218,7 @@ def show_audit(summary: dict[str, Any], documents: Path, output: Path) -> None:
         f"look at them: nertool ls-sync push {documents} --queue {output / 'queue.txt'} "
         f"--predictions suggested={output / 'corrected.jsonl'} --project NAME"
     )
-    say(f"or train on {output / 'corrected.jsonl'}, in which {summary['corrected']:,} of them are put right")
+    say(
+        f"or leave {counted(summary['corrected'], 'clear one')} out: nertool train --train {documents} --suspects {output} "
+        "--eval EVAL --output RUN"
+    )
