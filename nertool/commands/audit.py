@@ -219,6 +219,6 @@ def show_audit(summary: dict[str, Any], documents: Path, output: Path) -> None:
         f"--predictions suggested={output / 'corrected.jsonl'} --project NAME"
     )
     say(
-        f"or leave {counted(summary['corrected'], 'clear one')} out: nertool train --train {documents} --suspects {output} "
-        "--eval EVAL --output RUN"
+        f"or leave out {counted(summary['corrected'], 'clear one')}: "
+        f"nertool train --train {documents} --suspects {output} --eval EVAL --output RUN"
     )
