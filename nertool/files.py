@@ -19,6 +19,8 @@ MANIFEST_NAME = ".nertool.json"
 _FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_NAME_BYTES = 120
 _MOST_FILES_SYNCED_ONE_BY_ONE = 100
+# Endings of what a kill can leave beside a file or folder: of `write_atomic`, `exclusive` and `check_output`.
+_LEFT_BY_KILLS = ("tmp", "lock", "probe")
 # What was set aside can be written after the manifest.
 _OWN_IN_EVERY_FOLDER = (MANIFEST_NAME, "rejected.jsonl")
 
@@ -203,8 +205,8 @@ def check_own(folder: Path) -> None:
 
 def _is_own(relative: str, own: set[str]) -> bool:
     folder, _, name = relative.rpartition("/")
-    whole = f"{folder}/{name[1:-4]}".lstrip("/")  # what a killed `write_atomic` leaves is ours, too
-    if name.startswith(".") and name.endswith(".tmp") and whole in own:
+    whole, _, ending = f"{folder}/{name[1:]}".lstrip("/").rpartition(".")
+    if name.startswith(".") and ending in _LEFT_BY_KILLS and not own.isdisjoint((whole, f"{whole}/")):
         return True
     return relative in own or any(entry.endswith("/") and relative.startswith(entry) for entry in own)
 
@@ -219,6 +221,7 @@ def write_manifest(folder: Path, command: str, *, trees: tuple[str, ...] = (), *
         **facts: What else is worth knowing about the making.
     """
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    files = [name for name in files if name != f".{MANIFEST_NAME}.tmp"]  # of one that a kill cut short
     listed = [name for name in files if not name.startswith(trees)] if trees else files
     write_json(folder / MANIFEST_NAME, {"command": command, "files": sorted([*listed, *trees]), **facts})
 

@@ -16,6 +16,7 @@ from nertool.errors import NertoolError
 from nertool.files import (
     MANIFEST_NAME,
     check_output,
+    check_own,
     new_folder,
     partial_path,
     prepare_output,
@@ -238,6 +239,28 @@ def test_many_foreign_files_are_counted_not_listed(tmp_path):
         (path / f"{number}.txt").write_text("")
     with pytest.raises(NertoolError, match=r"0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt and 3 more"):
         remove_own(path)
+
+
+@pytest.mark.parametrize("left", [".a.txt.tmp", ".a.txt.lock", ".tree.lock", ".tree.probe", "b/.c.lock"])
+def test_what_a_kill_leaves_beside_its_own_files_is_nertools_own(tmp_path, left):
+    for name in ("a.txt", "b/c"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).touch()
+    write_manifest(tmp_path / "out", "train", trees=("tree/",))
+    (tmp_path / "out" / left).touch()
+    check_own(tmp_path / "out")
+    (tmp_path / "out" / f"{left}.other").touch()
+    with pytest.raises(NertoolError, match="did not write"):
+        check_own(tmp_path / "out")
+
+
+def test_a_manifest_that_a_kill_cut_short_is_not_listed_in_the_next_one(tmp_path):
+    (tmp_path / "a.txt").touch()
+    write_manifest(tmp_path, "cache")
+    whole = (tmp_path / MANIFEST_NAME).read_bytes()
+    (tmp_path / MANIFEST_NAME).rename(tmp_path / f".{MANIFEST_NAME}.tmp")
+    write_manifest(tmp_path, "cache")
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == whole
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"files": []}', "{"])
