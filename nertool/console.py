@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -100,6 +101,11 @@ def quiet() -> Iterator[None]:
 def say(message: str) -> None:
     """Prints a line for people."""
     stderr_console().print(message)
+
+
+def suggest(*words: object) -> None:
+    """Says which command of nertool's most people run next; what they have to fill in is in capitals."""
+    say(f"next: {shlex.join(['nertool', *map(str, words)])}")
 
 
 def show(table: Table) -> None:

@@ -598,6 +598,41 @@ def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
     assert "complete_bash" in (home / ".bash_completions/nertool.sh").read_text()
 
 
+def test_each_command_says_which_comes_next_and_that_one_works(tmp_path: Path, backbone: Path) -> None:
+    def follow(result: Any, *more: object) -> tuple[str, Any]:
+        """Runs what the last line names, with more options, and returns its name."""
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith("next: nertool ") and result.stderr.count("next: ") == 1
+        name, *words = shlex.split(line.removeprefix("next: nertool "))
+        return name, succeed(name, *(str(tmp_path / "texts") if word == "TEXTS" else word for word in words), *more)
+
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("BRCA1 in lung cancer")
+    documents = write_documents(tmp_path / "documents", make_corpus(24))
+    model = ["--model", backbone, *TRAIN]
+    split = succeed("split", documents, "split", "--fractions", "0.6,0.2,0.2")
+    name, trained = follow(split, *model)
+    assert name == "train" and Path("run/model").is_dir()
+    assert follow(trained)[0] == "evaluate"
+    assert follow(succeed("cache", "split/train", "cache", *model[:2], *SMALL), *TRAIN, "--force")[0] == "train"
+    made = ["--train", "split/train", "--eval", "split/eval", "--output", "small", "--student-layers", "1", *TRAIN]
+    name, exported = follow(
+        succeed("distill", "run/model", *made), "--max-f1-drop", "1", "--set", "export.min_agreement=0"
+    )
+    assert name == "export" and follow(exported)[0] == "predict" and Path("predictions").is_dir()
+    assert "next:" not in succeed("split", documents, "other", "--json").stderr
+
+
+def test_after_annotate_comes_split(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("BRCA1 in lung cancer")
+    answer = {"document": "a", "section": 0, "response": '[{"entity_match": "BRCA1", "entity_class": "gene"}]'}
+    Path("answers.jsonl").write_text(json.dumps(answer))
+    command = ["annotate", tmp_path / "texts", "my documents", "--responses", "answers.jsonl"]
+    assert succeed(*command).stderr.splitlines()[-1] == "next: nertool split 'my documents' split"
+    assert "next:" not in succeed(*command, "--force", "--json").stderr
+
+
 def test_output_is_plain_in_a_pipe(corpus: tuple[Path, Path]) -> None:
     process = start("split", corpus[0], "out", NO_COLOR="1")
     stdout, stderr = process.communicate(timeout=60)

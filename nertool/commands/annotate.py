@@ -48,7 +48,7 @@ def annotate(
     nertool annotate texts/ documents/ --llm gpt-4.1-mini
     """
     from nertool.chunks import Shard
-    from nertool.console import counted, print_json, say
+    from nertool.console import counted, print_json, say, suggest
 
     options = {
         "annotate.model": llm,
@@ -75,6 +75,8 @@ def annotate(
         show_reconciliation(result["reconciliation"])
         entities = counted(result["entities"], "entity", "entities")
         say(f"{counted(result['documents'], 'document')} with {entities} written to {result['output']}")
+        if shard is None:
+            suggest("split", output, "split")
 
 
 def run_annotate(

@@ -29,7 +29,7 @@ def cache(
 
     nertool cache split/train cache/train --model minilm
     """
-    from nertool.console import print_json, say
+    from nertool.console import print_json, say, suggest
 
     options = {"model.name": model, "data.skip_invalid": skip_invalid}
     settings = settings_from(config, assignments, options)
@@ -39,6 +39,9 @@ def cache(
     else:
         show_cache(info)
         say(f"written to {output}")
+        beside = source.parent / "eval"
+        data = ["--train", output, "--eval", beside if beside.is_dir() else "DOCUMENTS"]
+        suggest("train", *data, "--output", "run", *(["--model", model] if model else []))
 
 
 def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def distill(
 
     nertool distill run/model --train split/train --eval split/eval --unlabelled texts --student-layers 3 --output small
     """  # fmt: skip
-    from nertool.console import print_json, say
+    from nertool.console import print_json, say, suggest
 
     options = {
         "distill.student": student,
@@ -84,6 +84,8 @@ def distill(
     else:
         show_report(report)
         say(f"model: {report['model']}")
+        small = ["--format", "onnx", "--precision", "int8", "--eval", eval_data]
+        suggest("export", report["model"], "packed", *small)
 
 
 def run_distill(

@@ -45,7 +45,7 @@ def export(
 
     nertool export run/model packed --format onnx --precision int8 --eval split/eval
     """
-    from nertool.console import print_json
+    from nertool.console import print_json, suggest
     from nertool.errors import NertoolError
 
     if max_f1_drop is not None and eval_data is None:
@@ -57,6 +57,8 @@ def export(
         print_json(report)
     else:
         show_export(report, output)
+        if form != "kazu":
+            suggest("predict", output, "TEXTS", "predictions")
 
 
 def run_export(
@@ -165,7 +167,7 @@ def _check_f1(
 
 def show_export(report: dict[str, Any], output: Path) -> None:
     """Shows people what the export is worth."""
-    from nertool.console import say
+    from nertool.console import say, size
 
     for engine, parity in report["parity"].items():
         say(
@@ -179,4 +181,4 @@ def show_export(report: dict[str, Any], output: Path) -> None:
         say(f"{len(report['kept'])} layers that int8 hurt are in higher precision")
     if "f1" in report:
         say(f"strict micro F1 {report['f1']['export']:.4f}; the original {report['f1']['original']:.4f}")
-    say(f"{report['bytes'] / 1e6:.1f} MB written to {output}")
+    say(f"{size(report['bytes'])} written to {output}")

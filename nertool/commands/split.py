@@ -29,7 +29,7 @@ def split(
 
     nertool split documents/ split/ --fractions 0.8,0.1,0.1 --seed 42
     """
-    from nertool.console import print_json, say
+    from nertool.console import print_json, say, suggest
 
     options = {
         "data.split_fractions": _parse_fractions(fractions),
@@ -43,6 +43,7 @@ def split(
     else:
         _show(report)
         say(f"written to {output}; details in {output / 'split.json'}")
+        suggest("train", "--train", output / "train", "--eval", output / "eval", "--output", "run")
 
 
 def run_split(source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:
