@@ -1,6 +1,7 @@
 """What `evaluate` tells beyond the scores, through the command. A model's part of it: tests/test_thresholds.py."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,17 @@ def test_markup_in_names_is_text() -> None:
     odd = [Document("d", (Section("[red]", "[bold]x", (Entity("[blink]", (Span(0, 6),), "[bold]"),)),))]
     folder = write_documents(Path("odd"), [*odd, replace(odd[0], id="e")])
     assert "[blink]" in succeed("evaluate", folder, folder, "--baseline", folder).stderr
+
+
+def test_mentions_seen_in_training_are_those_of_the_runs_own_cache_only(gold: Path, backbone: Path) -> None:
+    held = write_documents(Path("held"), make_corpus(4, first=12))
+    few = ["--model", backbone, "--set", "train.epochs=1", "--set", "windows.max_tokens=32"]
+    few += ["--set", "windows.overlap_tokens=8", "--set", "train.tensorboard=false"]
+    succeed("train", "--train", gold, "--eval", held, "--output", "run", *few)
+    groups = evaluated("run/model", held)["groups"]
+    entities = [one for d in make_corpus(4, first=12) for s in d.sections for one in s.entities]
+    assert sum(one["support"] for one in groups["seen in training"].values()) == len(entities)
+    shutil.rmtree("run/cache")
+    succeed("cache", held, "run/cache", *few[:2], *few[4:8])
+    assert evaluated("run/model", held)["groups"]["seen in training"] is None
+    assert evaluated("run/model", held, "--train", gold)["groups"] == groups

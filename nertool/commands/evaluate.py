@@ -474,15 +474,20 @@ def _reviewed_sections(
 
 def _seen_in_training(model_folder: Path, train: Path | None, settings: Any) -> set[tuple[str, str]] | None:
     """Returns the mentions of the training documents; `None` if those are not at hand."""
+    from nertool.artefacts import NERTOOL_FILE, read_facts
     from nertool.formats import ReadReport
     from nertool.groups import training_mentions
     from nertool.sources import Source
-    from nertool.window_cache import is_cache
+    from nertool.window_cache import is_cache, open_cache
 
-    cache = model_folder.resolve().parent / "cache"
-    if train is None and not is_cache(cache):
-        return None
-    return training_mentions(Source(train or cache, settings, ReadReport()).read())
+    if train is None:
+        train = model_folder.resolve().parent / "cache"
+        if not is_cache(train) or not (model_folder / NERTOOL_FILE).is_file():
+            return None
+        learned_from = read_facts(model_folder).get("train", {}).get("digest")  # older models don't say
+        if learned_from not in (None, open_cache(train).info["fingerprint"]["documents"]):
+            return None
+    return training_mentions(Source(train, settings, ReadReport()).read())
 
 
 def _holds_documents(path: Path) -> bool:
