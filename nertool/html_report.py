@@ -7,7 +7,7 @@ inert even if it got past the escaping. Numbers carry the JSON pointer (RFC 6901
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +179,12 @@ def _classes(report: Mapping[str, Any]) -> list[str]:
 
 def _axis(intervals: Sequence[Mapping[str, Any] | None]) -> tuple[float, float]:
     """Returns what the drawn intervals run from and to, in tenths."""
-    lows = [one["low"] for one in intervals if one]
-    return (int(min(lows) * 10) / 10 if lows else 0.0), 1.0
+    return _tenth_below(one["low"] for one in intervals if one), 1.0
+
+
+def _tenth_below(values: Iterable[float]) -> float:
+    """Returns where an axis that ends at 1 begins; it has some length although all values may be 1."""
+    return min(int(min(values, default=0.0) * 10) / 10, 0.9)
 
 
 def _comparison_axis(report: Mapping[str, Any]) -> float:
@@ -217,7 +221,7 @@ def _curves(report: Mapping[str, Any], classes: Sequence[str]) -> list[tuple[str
     drawn = []
     for label in ["micro", *by_support[:_MOST_CURVES]]:
         both = [*curves[label], *together]
-        least = min((int(p[rate] * 10) / 10 for p in both for rate in _RATES if p[rate] is not None), default=0.0)
+        least = _tenth_below(p[rate] for p in both for rate in _RATES if p[rate] is not None)
         point = (strict.get(f"{label}_recall"), strict.get(f"{label}_precision"))
         present = None if None in point else point
         threshold = (report["thresholds"] or {}).get(label) if label != "micro" else None

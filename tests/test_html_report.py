@@ -253,6 +253,18 @@ def test_a_page_without_errors_scores_or_intervals() -> None:
     assert 'id="scores"' not in page and 'id="training"' not in page and 'id="comparison"' not in page
 
 
+def test_a_page_of_a_model_without_errors_has_its_curves() -> None:
+    documents = make_corpus(2)
+    sections = [section for document in documents for section in document.sections]
+    pairs = [SectionPair(number, one.entities, one.entities) for number, one in enumerate(sections)]
+    report = full_report(pairs, [SectionFacts(one.name, "x") for one in sections], [])
+    page = html_page(
+        report=report, gold_documents=documents, predicted_documents=documents, errors=[], model="m", documents="d"
+    )
+    assert "There are no errors." in page
+    assert 'id="scores"' in page
+
+
 def contrast(one: str, other: str) -> float:
     """Source: WCAG 2.2, relative luminance and contrast ratio."""
 
