@@ -12,14 +12,14 @@ from typing import IO, Any, Protocol, TextIO, cast
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +27,7 @@ from rich.text import Text
 # Where stderr is no terminal, lines are as wide as they need to be, and a progress line comes this often.
 _PLAIN_WIDTH = 160
 _PLAIN_LINE_EVERY_SECONDS = 10.0
+_NARROW = 60
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -81,9 +82,10 @@ def stderr_console() -> Console:
     There must be only one: lines that are printed during a live progress bar go above it only by the bar's own console.
     Square brackets are text, not markup: they occur in class names.
     """
-    width = None if sys.stderr.isatty() else _PLAIN_WIDTH
+    terminal = sys.stderr.isatty()  # there, lines break between words; in a file they stay whole
+    width = None if terminal else _PLAIN_WIDTH
     return _Console(
-        file=cast(IO[str], _Stderr()), width=width, highlight=False, soft_wrap=True, emoji=False, markup=False
+        file=cast(IO[str], _Stderr()), width=width, highlight=False, soft_wrap=not terminal, emoji=False, markup=False
     )
 
 
@@ -105,12 +107,34 @@ def say(message: str) -> None:
 
 def suggest(*words: object) -> None:
     """Says which command of nertool's most people run next; what they have to fill in is in capitals."""
-    say(f"next: {shlex.join(['nertool', *map(str, words)])}")
+    # Whole, so that it can be copied from a narrow terminal, too.
+    stderr_console().print(f"next: {shlex.join(['nertool', *map(str, words)])}", soft_wrap=True)
+
+
+def say_beside(mark: str, style: str, message: str) -> None:
+    """Prints a line for people that begins with a coloured word."""
+    console = stderr_console()
+    console.print(Text.assemble((mark, style), " ", console.render_str(message)))
 
 
 def show(table: Table) -> None:
-    """Prints a table for people."""
-    stderr_console().print(table)
+    """Prints a table for people; numbers are never cut off.
+
+    Where it is too wide it loses its frame, then text is folded, and at last each row becomes a line of words.
+    """
+    console = stderr_console()
+    endless = console.options.update(max_width=10_000)
+    if Measurement.get(console, endless, table).maximum > console.width:
+        table.box, table.pad_edge = None, False
+        for column in table.columns:
+            column.no_wrap = column.justify == "right"
+        if Measurement.get(console, endless, table).minimum > console.width:
+            names = [str(column.header) for column in table.columns]
+            for first, *others in zip(*(column.cells for column in table.columns), strict=True):
+                given = [f"{name} {cell}".strip() for name, cell in zip(names[1:], others, strict=True) if cell]
+                say(f"{first}: {', '.join(given)}" if first else ", ".join(given))
+            return
+    console.print(table)
 
 
 def print_json(value: Any) -> None:
@@ -139,17 +163,11 @@ def progress(task: str, total: int | None, unit: str, done: int = 0) -> Iterator
     if not console.is_terminal or console.is_dumb_terminal:
         yield _PlainProgress(task, total, unit, done)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+    narrow = console.width < _NARROW
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), _Amount(unit, narrow), _Time(), _Note()]
+    if not narrow:
+        columns[:1] = [SpinnerColumn(), columns[0], BarColumn(bar_width=20)]
+    with Progress(*columns, console=console, transient=True) as bar:
         identifier = bar.add_task(task, total=total, note="", completed=done)
 
         def advance(done: int, note: str = "") -> None:
@@ -167,6 +185,39 @@ def counted(number: int, one: str, many: str | None = None) -> str:
         many: What others are called, if it isn't `one` with an s.
     """
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+class _Amount(ProgressColumn):
+    """How much is done: `1,500/3,000 steps`; where there is little room, `50 %`."""
+
+    def __init__(self, unit: str, narrow: bool) -> None:
+        super().__init__()
+        self._unit = unit
+        self._narrow = narrow
+
+    def render(self, task: Task) -> Text:
+        """Returns it in words."""
+        if task.total and self._narrow:
+            return Text(f"{task.percentage:.0f} %")
+        of = f"/{task.total:,.0f}" if task.total else ""
+        return Text(f"{task.completed:,.0f}{of} {self._unit}".rstrip())
+
+
+class _Time(ProgressColumn):
+    """How long it still takes, as far as that is known; else how long it has taken."""
+
+    def render(self, task: Task) -> Text:
+        """Returns it in words."""
+        left = task.time_remaining
+        return Text(f"{duration(task.elapsed or 0)} so far" if left is None else f"{duration(left)} left")
+
+
+class _Note(ProgressColumn):
+    """What else is worth showing; it makes room for the other columns."""
+
+    def render(self, task: Task) -> Text:
+        """Returns it, cut off where the line ends."""
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 class Rate:

@@ -36,7 +36,7 @@ def demo(
     nertool demo
     """
     from nertool.commands.score_tables import show_report
-    from nertool.console import print_json, say
+    from nertool.console import duration, print_json, say
 
     begun = time.monotonic()
     report = run_demo(output, force=force)
@@ -45,7 +45,7 @@ def demo(
         return
     say("")
     show_report(report)
-    say(f"\nDone in {time.monotonic() - begun:.0f} s.")
+    say(f"\nDone in {duration(time.monotonic() - begun)}.")
     say("The sample documents were written for this and share their vocabulary; real texts are harder.")
     say(
         "Next, with texts of your own (or documents: KAZU's JSON, or nertool convert corpus.PubTator docs):\n"

@@ -38,13 +38,11 @@ def doctor(json: Json = False, config: Config = None, assignments: Set = None) -
 
 def show_findings(findings: "Sequence[Finding]", problems: int) -> None:
     """Prints one line for each finding, and what to do below it."""
-    from nertool.console import say, stderr_console
+    from nertool.console import say, say_beside
 
-    console = stderr_console()
     styles = {"ok": "green", "note": "yellow", "problem": "bold red"}
     for finding in findings:
-        console.print(f"{finding.state:<7}", style=styles[finding.state], end=" ")
-        console.print(f"{finding.subject}: {finding.text}")
+        say_beside(f"{finding.state:<7}", styles[finding.state], f"{finding.subject}: {finding.text}")
         if finding.hint:
-            console.print(f"        → {finding.hint}")
+            say(f"        → {finding.hint}")
     say("no problems" if not problems else f"{problems} {'problem' if problems == 1 else 'problems'}")

@@ -116,13 +116,11 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 
 def _print_error(message: str, hint: str | None) -> None:
-    from nertool.console import stderr_console
+    from nertool.console import say, say_beside
 
-    console = stderr_console()
-    console.print("Error:", style="bold red", end=" ")
-    console.print(message)
+    say_beside("Error:", "bold red", message)
     if hint:
-        console.print(f"  → {hint}")
+        say(f"  → {hint}")
 
 
 def settings_from(config: Path | None, assignments: list[str] | None, options: dict[str, Any]) -> Any:
