@@ -27,6 +27,8 @@ default_role = "code"  # `x` in docstrings is code
 
 html_theme = "furo"
 html_title = "nertool"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_show_sourcelink = False
 
 

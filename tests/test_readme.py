@@ -34,6 +34,8 @@ def nertool_commands(page: Path) -> list[list[str]]:
     found = []
     for line in [*shell_lines(text), *spans]:
         for part in line.split(" && "):
+            if "nertool " not in part:  # what is quoted may be no command line at all
+                continue
             words = shlex.split(re.sub(r" > \S+$", "", part), comments=True)
             while words and re.fullmatch(r"NERTOOL_\w+=.*", words[0]):
                 words = words[1:]
