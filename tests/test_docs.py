@@ -146,8 +146,11 @@ def test_every_setting_of_kazu_has_its_row(name: str) -> None:
 @pytest.mark.kazu
 @pytest.mark.parametrize("name", KAZU_SETTINGS)
 def test_these_are_the_settings_of_kazu(name: str) -> None:
+    python = os.environ.get("KAZU_PYTHON")
+    if not python:
+        pytest.skip("KAZU_PYTHON names no Python with kazu==2.4.0")
     code = f"import dataclasses, kazu.training.config as c; print(*(f.name for f in dataclasses.fields(c.{name})))"
-    ran = subprocess.run([os.environ["KAZU_PYTHON"], "-c", code], check=True, capture_output=True, text=True)
+    ran = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.split() == KAZU_SETTINGS[name]
 
 
