@@ -382,7 +382,7 @@ def test_models_that_can_not_be_used_are_refused(tmp_path: Path, corpus: tuple[P
     assert "model.safetensors is missing" in refuse("evaluate", broken, corpus[1])
     assert "model.safetensors is missing" in refuse("predict", broken, corpus[1], "out")
     (broken / "model.safetensors").write_bytes(b"\0" * 100)
-    assert "cannot load the model" in refuse("evaluate", broken, corpus[1])
+    assert "model.safetensors is not the file that was written there" in refuse("evaluate", broken, corpus[1])
     assert "not a model folder" in refuse("evaluate", tmp_path / "nothing", corpus[1])
     backbone = make_backbone(tmp_path / "no-weights")
     (backbone / "model.safetensors").unlink()
