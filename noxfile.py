@@ -90,6 +90,14 @@ def label_studio(session: nox.Session) -> None:
 
 
 @nox.session
+def reliability(session: nox.Session) -> None:
+    """Commands that write, under faults: `-- --table docs/reference/reliability.table`; as root it does more."""
+    session.install("label-studio==1.23.2")
+    server = ["--label-studio", str(Path(session.bin) / "python")]
+    session.run(HERE, "-m", "tests.reliability", *server, *session.posargs, external=True)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measurements; each tells what it wants.
 
@@ -134,14 +142,6 @@ def torch_free(session: nox.Session) -> None:
 
 
 @nox.session
-def build(session: nox.Session) -> None:
-    """Source archive and wheel, and whether the wheel has what it needs."""
-    session.install("build")
-    folder = Path(session.create_tmp()) / "dist"
-    session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
-    wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    names = set(zipfile.ZipFile(wheel).namelist())
-@nox.session
 def known_vulnerabilities(session: nox.Session) -> None:
     """Whether any installed package has a known vulnerability (pip-audit); asks pypi.org, so it needs the network."""
     session.install("pip-audit>=2.7")
@@ -149,6 +149,14 @@ def known_vulnerabilities(session: nox.Session) -> None:
     session.run("pip-audit", "--strict", "--skip-editable", "--path", installed, *session.posargs)
 
 
+@nox.session
+def build(session: nox.Session) -> None:
+    """Source archive and wheel, and whether the wheel has what it needs."""
+    session.install("build")
+    folder = Path(session.create_tmp()) / "dist"
+    session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
+    wheel = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    names = set(zipfile.ZipFile(wheel).namelist())
     wanted = ["nertool/py.typed", "nertool/sample_data/README.md", "nertool/annotation_defaults/prompt.txt"]
     wanted += [f"nertool/report_template/page.{ending}" for ending in ("css", "html", "js")]
     wanted += [f"nertool/{path.relative_to(ROOT)}" for path in (ROOT / "sample_data").rglob("*.json")]

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ _CLASS_KEYS = (
 _CONTEXT_KEYS = ("context", "sentence", "snippet", "quote")
 _DEEPEST = 6
 _DEEPEST_BRACKETS = 100
+# Of lists of entities, a part of this length becomes a tenth as long when it is compressed, or a thirtieth of one that
+# names the same entity again and again.
+_PART_CHARS, _MOST_TIMES_SHORTER = 2000, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ def _repaired(text: str, is_class: Callable[[str], bool], parsed: ParsedAnswer) 
         parsed.cut_off = True
         whole = kept
     try:
-        value = json_repair.loads(whole, skip_json_loads=True) if whole else None
+        value = json.loads(whole) if _repeats_itself(whole) else json_repair.loads(whole, skip_json_loads=True)
     except Exception:  # noqa: BLE001 (whatever the library trips over is beyond repair)
         value = None
     if isinstance(value, list | dict) and value:
@@ -155,6 +159,13 @@ def _repaired(text: str, is_class: Callable[[str], bool], parsed: ParsedAnswer) 
         else "the JSON of the answer is broken beyond repair"
     )
     return None
+
+
+def _repeats_itself(text: str) -> bool:
+    """Tells whether an LLM went round in small circles: the repair library can take minutes for such an answer."""
+    data = re.sub(r"\d{20,}", "0", text).encode(errors="replace")
+    parts = (data[start : start + _PART_CHARS] for start in range(0, len(data), _PART_CHARS))
+    return any(len(part) > _MOST_TIMES_SHORTER * len(zlib.compress(part, 1)) for part in parts)
 
 
 @dataclass(slots=True)

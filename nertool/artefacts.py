@@ -19,6 +19,7 @@ from nertool.errors import NertoolError
 from nertool.files import exclusive, file_digest, read_json, write_atomic, write_json
 from nertool.labels import LabelScheme
 from nertool.model_card import model_card
+from nertool.model_facts import ModelFacts
 from nertool.settings import WindowSettings
 
 NERTOOL_FILE = "nertool.json"
@@ -63,8 +64,6 @@ class Decisions:
         """Reads what `to_json` wrote, and what format 1 had: one threshold for all classes."""
         scheme = LabelScheme.from_json(value["scheme"])
         known = value["thresholds"] if "thresholds" in value else dict.fromkeys(scheme.labels, value["threshold"])
-        if lacking := [label for label in scheme.labels if label not in known]:
-            raise NertoolError(f"{NERTOOL_FILE} has no threshold for {', '.join(lacking)}", "copy the model again")
         return cls(
             scheme,
             WindowSettings(**value["windows"]),
@@ -85,12 +84,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
         inside = folder / "model"
         hint = f"did you mean {inside}?" if (inside / NERTOOL_FILE).is_file() else "name the `model` folder of a run"
         raise NertoolError(f"{folder} is not a model of nertool: {NERTOOL_FILE} is missing", hint)
-    facts: dict[str, Any] = read_json(folder / NERTOOL_FILE)
-    if facts.get("format") not in (1, FORMAT_VERSION):
+    version = read_json(folder / NERTOOL_FILE).get("format")
+    if version not in (1, FORMAT_VERSION):
         raise NertoolError(
-            f"{folder / NERTOOL_FILE} has format {facts.get('format')!r}, this nertool knows {FORMAT_VERSION}",
+            f"{folder / NERTOOL_FILE} has format {version!r}, this nertool knows {FORMAT_VERSION}",
             "use the nertool version that wrote it",
         )
+    facts: dict[str, Any] = read_json(folder / NERTOOL_FILE, ModelFacts)
     return facts
 
 

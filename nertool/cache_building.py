@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import zstandard
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from nertool.document_parsing import parse_document
 from nertool.documents import Document, dump_document
@@ -45,6 +46,8 @@ from nertool.window_cache import (
     FORMAT_VERSION,
     MAPPED_FILES,
     WINDOW_DTYPE,
+    Represented,
+    Sizes,
     WindowCache,
     differences,
     is_cache,
@@ -69,6 +72,19 @@ _BYTES_PER_CHUNK = 4_000_000
 _CHUNKS_BEFORE_WORKERS = 2
 
 _Chunk = tuple[list[Document], list[bytes]]  # documents, and the same as JSON
+
+
+class _JournalLine(BaseModel):
+    """What a line of the journal has: a chunk, and how long the files are with it."""
+
+    documents: NonNegativeInt
+    digests: str = Field(pattern=r"^([0-9a-f]{64})*$")
+    labels: dict[str, int]
+    classes: list[str]
+    annotators: dict[str, int]
+    counts: Sizes
+    representation: Represented
+    bytes: list[NonNegativeInt] = Field(min_length=len(_GROWING_FILES), max_length=len(_GROWING_FILES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,10 +416,12 @@ def _resume(partial: Path, made_by: dict[str, Any]) -> list[dict[str, Any]]:
     begun, journal = partial / _BEGUN, partial / _JOURNAL
     if begun.is_file() and journal.is_file() and read_json(begun) == made_by:
         lines = []
-        with suppress(orjson.JSONDecodeError):  # from the first damaged line on nothing is vouched for
+        with suppress(orjson.JSONDecodeError, ValidationError):  # from the first damaged line on nothing is vouched for
             for line in journal.read_bytes().splitlines(keepends=True):
                 if line.endswith(b"\n"):
-                    lines.append(orjson.loads(line))
+                    value = orjson.loads(line)
+                    _JournalLine.model_validate(value, strict=True)
+                    lines.append(value)
         sizes = lines[-1]["bytes"] if lines else [0] * len(_GROWING_FILES)
         files = [partial / name for name in _GROWING_FILES]
         if all(file.is_file() and file.stat().st_size >= size for file, size in zip(files, sizes, strict=True)):

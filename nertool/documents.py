@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import orjson
 
 NAMESPACE = "nertool"
+# orjson writes nothing that is nested deeper than 254 levels.
+_MOST_LEVELS_AROUND = 8
 
 
 class Span(NamedTuple):
@@ -90,6 +92,17 @@ def dump_document(document: Document) -> bytes:
 def document_to_json(document: Document) -> dict[str, Any]:
     """Returns the JSON object of a document; fields with nothing in them are left out, as KAZU does."""
     return {"idx": document.id, "sections": list(map(_section_to_json, document.sections)), **document.extra}
+
+
+def check_writable(value: Any) -> None:
+    """Makes sure that something can be written as JSON, also within a document or a task of Label Studio.
+
+    Raises:
+        TypeError: If it holds half of a surrogate pair or a number beyond 64 bits, or is nested too deeply.
+    """
+    for _ in range(_MOST_LEVELS_AROUND):
+        value = [value]
+    orjson.dumps(value)
 
 
 def content_digest(document: Document) -> str:

@@ -1,7 +1,6 @@
 """The classes that an LLM is asked for, and what it may call them."""
 
 import re
-import tomllib
 import unicodedata
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nertool.errors import NertoolError
+from nertool.settings import read_toml
 
 Wording = Annotated[str, Field(pattern=r"[^\W_]")]  # with a letter or digit at least
 
@@ -82,11 +82,9 @@ def load_classes(path: Path | None) -> ClassList:
     """
     path = path or DEFAULT_CLASSES
     try:
-        classes = ClassList.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        classes = ClassList.model_validate(read_toml(path))
     except OSError as error:
         raise NertoolError(f"cannot read the classes {path}: {error.strerror or error}", "check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise NertoolError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         hint = 'each class is [[class]] with name = "…", and if you like description, examples, aliases'

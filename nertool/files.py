@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nertool.errors import NertoolError
 
@@ -23,6 +24,10 @@ _MOST_FILES_SYNCED_ONE_BY_ONE = 100
 _LEFT_BY_KILLS = ("tmp", "lock", "probe")
 # What was set aside can be written after the manifest.
 _OWN_IN_EVERY_FOLDER = (MANIFEST_NAME, "rejected.jsonl")
+
+
+class _Manifest(BaseModel):
+    files: list[str] = []
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -52,18 +57,36 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, orjson.dumps(value, option=options))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, shape: Any = dict[str, Any]) -> Any:
     """Reads a JSON file that nertool wrote.
 
+    Args:
+        path: The file.
+        shape: The type, for pydantic, that its content must have; by default an object.
+
+    Returns:
+        The content as it is, also what the type doesn't know.
+
     Raises:
-        NertoolError: If the file is missing or broken.
+        NertoolError: If the file is missing or broken, or has another content than such a file has.
     """
     try:
-        return orjson.loads(path.read_bytes())
+        value = orjson.loads(path.read_bytes())
+        TypeAdapter(shape).validate_python(value, strict=True)
+        return value
     except FileNotFoundError as error:
         raise NertoolError(f"{path} is missing") from error
     except orjson.JSONDecodeError as error:
         raise NertoolError(f"{path} is not valid JSON: {error}") from error
+    except ValidationError as error:
+        raise NertoolError(
+            f"{path} is damaged: {_first_wrong(error)}", "take it from a copy, or make it anew"
+        ) from error
+
+
+def _first_wrong(error: ValidationError) -> str:
+    wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ": ".join([*filter(None, [".".join(map(str, wrong["loc"]))]), wrong["msg"]])
 
 
 def file_digest(path: Path) -> str:
@@ -187,8 +210,7 @@ def check_own(folder: Path) -> None:
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
         raise NertoolError(f"{folder} was not made by nertool, so --force won't delete it", "choose another output")
-    content = read_json(manifest)
-    own = {*(content["files"] if isinstance(content, dict) and "files" in content else ()), *_OWN_IN_EVERY_FOLDER}
+    own = {*read_json(manifest, _Manifest).get("files", ()), *_OWN_IN_EVERY_FOLDER}
     foreign = sorted(
         relative
         for path in folder.rglob("*")

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from heapq import nsmallest
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import orjson
+from pydantic import BaseModel, ConfigDict
 
 from nertool.console import say
 from nertool.document_parsing import InvalidDocumentError, parse_document
@@ -65,6 +66,23 @@ def write_spool(folder: Path, spooled: Spooled) -> Path:
     return path
 
 
+class _Head(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    spool: Literal[1]
+    project: str
+    version: str
+    labels: list[str]
+    keep_versions: int | None
+
+
+class _ItemFacts(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    index: int
+    has_gold: bool
+
+
 def read_spool(path: Path) -> Spooled:
     """Reads what `write_spool` wrote.
 
@@ -73,19 +91,15 @@ def read_spool(path: Path) -> Spooled:
     """
     try:
         first, *lines = path.read_bytes().splitlines()
-        head = orjson.loads(first)
-        if head["spool"] != SPOOL_FORMAT:
-            raise ValueError(f"format {head['spool']!r}")
+        head = _Head.model_validate(orjson.loads(first))
         items, predicted = [], {}
         for facts, shown, found in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
-            known, document = orjson.loads(facts), parse_document(shown).document
-            item = Item(document.id, known["index"], document.sections[0], known["has_gold"], document.extra)
+            known, document = _ItemFacts.model_validate(orjson.loads(facts)), parse_document(shown).document
+            item = Item(document.id, known.index, document.sections[0], known.has_gold, document.extra)
             items.append(item)
             predicted[item.key] = parse_document(found).document.sections[0].entities
-        return Spooled(
-            head["project"], head["version"], tuple(head["labels"]), head["keep_versions"], tuple(items), predicted
-        )
-    except (ValueError, KeyError, TypeError, IndexError, InvalidDocumentError) as error:
+        return Spooled(head.project, head.version, tuple(head.labels), head.keep_versions, tuple(items), predicted)
+    except (ValueError, IndexError, InvalidDocumentError) as error:
         raise NertoolError(f"{path} is no spool file of this nertool: {error}", "remove it") from error
 
 

@@ -114,7 +114,7 @@ class PredictionOutput:
                 path.unlink()
             write_json(file, job)
         if (self.folder / _RUNS_ON).is_file():
-            self.runs_on = read_json(self.folder / _RUNS_ON)
+            self.runs_on = read_json(self.folder / _RUNS_ON, str)
         for path in list(self.folder.iterdir()):
             if name := _CHUNK_NAME.fullmatch(path.name):
                 if _digest(path.read_bytes()) != name[4]:

@@ -71,13 +71,11 @@ def without_review(section: Section) -> Section:
 def annotators(document: Document) -> Iterator[str]:
     """Yields who annotated a document, in words: LLMs, or else the namespaces of its entities."""
     review = document.extra.get("metadata", {}).get(_REVIEW_KEY)
-    if isinstance(review, dict) and review.get("people"):
-        yield (
-            f"{len(review['people'])} people in Label Studio"
-            if len(review["people"]) > 1
-            else "a person in Label Studio"
-        )
-        if not set(review.get("sections", ())) - REVIEWED:
+    people = review.get("people") if isinstance(review, dict) else None
+    if isinstance(people, list) and people:
+        yield f"{len(people)} people in Label Studio" if len(people) > 1 else "a person in Label Studio"
+        statuses = review.get("sections", {})
+        if isinstance(statuses, dict) and not statuses.keys() - REVIEWED:
             return  # they have seen all of it
     yield from makers(document)
 
@@ -101,7 +99,7 @@ def makers(document: Document) -> Iterator[str]:
 
 def section_annotators(document: Document) -> list[str]:
     """Returns for each section, in words, who says what is right in it: people, or whoever was there before them."""
-    statuses = [section_review(section).get("status") for section in document.sections]
+    statuses = [str(section_review(section).get("status")) for section in document.sections]
     others = [section for section, status in zip(document.sections, statuses, strict=True) if status not in REVIEWED]
     before = " and ".join(sorted(makers(replace(document, sections=tuple(others))))) or "not known"
     return [f"people in Label Studio: {status}" if status in REVIEWED else before for status in statuses]

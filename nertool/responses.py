@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 
 import orjson
 
+from nertool.documents import check_writable
 from nertool.errors import NertoolError
 from nertool.files import exclusive
 from nertool.prompts import Piece, Place
@@ -230,6 +231,7 @@ def _from_json(value: Any) -> Answer:
         raise ValueError("response, text, model and failure are strings")
     if not isinstance(document, str) or not isinstance(rest.get("usage", {}), dict):
         raise ValueError("document is a string, and usage an object")
+    check_writable(rest)  # it becomes a part of documents
     return answer
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -454,6 +455,9 @@ def trace_settings(
             known = {f"{section}.{field}" for field in part.model_fields}
             problems.append(f"{origin}: unknown setting {name!r}{nearest_name(name, known)}")
             continue
+        if reason := _why_unsaveable(value):
+            problems.append(f"{origin}: {name}: can't be saved: {reason}")
+            continue
         merged.setdefault(section, {})[key] = str(value) if name in SECRETS else value
         origins[name] = origin
     try:
@@ -470,11 +474,21 @@ def trace_settings(
     )
 
 
+def _why_unsaveable(value: Any) -> str:
+    """Returns why a value can't be saved with a run, if so: bytes that aren't UTF-8, a number beyond 64 bits."""
+    try:
+        orjson.dumps(value, default=str)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
 Layer = tuple[str, Any, str]
 
 # What follows a name like these is not shown, even where the name is misspelt or the equals sign is missing.
 _SECRET_VALUE = re.compile(r"(?<=key|ken)(?!s_).+|(?<=secret|passwd).+|(?<=password).+", re.IGNORECASE | re.DOTALL)
 _LONGEST_PLAIN_VALUE = 8
+_LONGEST_LINE = 20_000
 _NAMES = {
     f"{section}.{key}"
     for section, part in Settings.model_fields.items()
@@ -494,17 +508,29 @@ def _file_layer(config_file: Path | None) -> list[Layer]:
         if config_file is None:
             return []
         raise NertoolError(f"the configuration file {path} does not exist")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise NertoolError(f"{path} is not valid TOML: {error}") from error
     layers: list[Layer] = []
-    for section, values in content.items():
+    for section, values in read_toml(path).items():
         if isinstance(values, dict):
             layers += [(f"{section}.{key}", value, str(path)) for key, value in values.items()]
         else:
             layers.append((section, values, str(path)))
     return layers
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        NertoolError: If it isn't TOML, or has a line that takes Python's parser seconds or more.
+        OSError: If it can't be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if max(map(len, text.split("\n"))) > _LONGEST_LINE:
+            raise ValueError(f"a line has more than {_LONGEST_LINE:,} characters")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits, lists in lists in …
+        raise NertoolError(f"{path} is not valid TOML: {error}") from error
 
 
 def _environment_layer(environment: Mapping[str, str]) -> list[Layer]:
@@ -536,5 +562,5 @@ def _value(name: str, text: str) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -8,11 +8,12 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from nertool.documents import Document, content_digest, match_text
 from nertool.duplicates import join_similar, minhash_signature
@@ -58,6 +59,39 @@ class Unseen(NamedTuple):
 
     entities: int
     unseen: int
+
+
+class _Overall(BaseModel):
+    entities: int
+    unseen: int
+    share: float | None
+
+
+class _SideFile(BaseModel):
+    overall: _Overall
+
+
+class _ClassFile(BaseModel):
+    counts: dict[str, int]
+
+
+class _GroupFile(BaseModel):
+    kind: Literal["exact", "near"]
+    ids: list[str]
+
+
+class _CountsFile(BaseModel):
+    documents: dict[Literal["train", "eval", "test"], int] = Field(min_length=len(SIDES))
+
+
+class SplitFile(BaseModel):
+    """What `split.json` has of what training notes in the model."""
+
+    seed: int
+    counts: _CountsFile
+    classes: dict[str, _ClassFile]
+    duplicate_groups: list[_GroupFile]
+    unseen_mentions: dict[Literal["eval", "test"], _SideFile]
 
 
 @dataclass(frozen=True)

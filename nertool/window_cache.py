@@ -12,10 +12,11 @@ A cache is a folder:
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, NonNegativeInt
 
 from nertool.documents import Document
 from nertool.errors import NertoolError
@@ -28,6 +29,60 @@ CACHE_FILE = "cache.json"
 MAPPED_FILES = ("tokens.bin", "targets.bin", "windows.bin")
 FORMAT_VERSION = 3
 WINDOW_DTYPE = np.dtype([("start", "<i8"), ("length", "<u4"), ("owned_start", "<u4"), ("owned_length", "<u4")])
+
+
+class _Version(BaseModel):
+    format: int
+
+
+class _Versioned(BaseModel):
+    fingerprint: _Version
+
+
+class _Fingerprint(_Version):
+    documents: str
+    tokenizer: str
+    labels: list[str]
+    begin_channels: bool
+    max_tokens: int
+    overlap_tokens: int
+
+
+class Sizes(BaseModel):
+    """What a cache, or a part of one, counts."""
+
+    sections: NonNegativeInt
+    empty_sections: NonNegativeInt
+    tokens: NonNegativeInt
+    windows: NonNegativeInt
+
+
+class _Counts(Sizes):
+    documents: NonNegativeInt
+    labels: dict[str, NonNegativeInt]
+
+
+class Represented(BaseModel):
+    """What the targets can't express, as JSON."""
+
+    entities: int
+    kept: int
+    invented: int
+    touching: int
+    losses: dict[str, int]
+    examples: dict[str, list[str]]
+    ceiling_micro_f1: float | None
+
+
+class _Info(BaseModel):
+    """What `cache.json` has at least."""
+
+    fingerprint: _Fingerprint
+    counts: _Counts
+    annotators: dict[str, int | None] | list[str]  # an older cache has only their names
+    bytes_per_token_id: Literal[2, 4]
+    files: dict[str, str] = {}
+    representation: Represented
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +164,11 @@ def open_cache(path: Path) -> WindowCache:
     """
     if not is_cache(path):
         raise NertoolError(f"{path} is not a cache: {CACHE_FILE} is missing", "make one with `nertool cache`")
-    info = read_json(path / CACHE_FILE)
+    version = read_json(path / CACHE_FILE, _Versioned)["fingerprint"]["format"]
+    if version != FORMAT_VERSION:
+        raise NertoolError(f"{path} has cache format {version}, not {FORMAT_VERSION}", "build it anew")
+    info = read_json(path / CACHE_FILE, _Info)
     made_by = info["fingerprint"]
-    if made_by["format"] != FORMAT_VERSION:
-        raise NertoolError(f"{path} has cache format {made_by['format']}, not {FORMAT_VERSION}", "build it anew")
     scheme = make_scheme(made_by["labels"], begin=made_by["begin_channels"])
     counts = info["counts"]
     width = target_bytes(scheme)

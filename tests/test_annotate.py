@@ -363,7 +363,7 @@ def test_texts_without_an_answer_are_named_and_nothing_is_written(stub):
     server = stub(responder=sulky)
     write_texts(Path("texts"), 6)
     message = ask(server, "texts", "out", "--set", "annotate.retries=1", run=refuse)
-    assert "1 texts got no answer: text-0003, section 0: status 500: no" in message
+    assert "1 text got no answer: text-0003, section 0: status 500: no" in message
     assert "5 answers are kept in out.responses.jsonl" in message
     assert not Path("out").exists()
     assert json.loads(Path("out.failed.jsonl").read_bytes())["document"] == "text-0003"

@@ -206,7 +206,7 @@ def test_many_invalid_documents_fill_neither_memory_nor_the_screen(to, tmp_path,
     assert not beside.exists()
 
 
-def test_metadata_that_is_too_deep_for_a_format_says_what_to_do(tmp_path):
+def test_metadata_that_is_too_deep_to_be_written_is_a_problem_of_its_line(tmp_path):
     deep: dict[str, object] = {}
     for _ in range(250):
         deep = {"x": deep}
@@ -214,8 +214,7 @@ def test_metadata_that_is_too_deep_for_a_format_says_what_to_do(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(dump_document(document))
     with pytest.raises(NertoolError) as error:
         run_convert(tmp_path / "a.jsonl", tmp_path / "a.labelstudio.json", None, None, force=False, skip_invalid=False)
-    assert "'d' can't be written as labelstudio" in error.value.message
-    assert error.value.hint == "take what is nested so deeply out of its metadata, or convert to kazu or jsonl"
+    assert "a.jsonl:1: holds what can't be written again" in error.value.message
 
 
 def test_if_all_documents_are_invalid_skip_invalid_gives_none_and_counts_them(tmp_path):

@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from nertool.artefacts import Decisions
 from nertool.decoding import decode
 from nertool.documents import Document, Entity, Section, Span
-from nertool.errors import NertoolError
 from nertool.labels import make_scheme
 from nertool.matching import SectionPair
 from nertool.metrics import score
@@ -101,8 +99,6 @@ def test_one_threshold_of_an_older_model_is_that_of_all_classes() -> None:
     old = {"scheme": SCHEME.to_json(), "windows": {}, "threshold": 0.4, "switch_cost": 1.0}
     assert Decisions.from_json(old).thresholds == (0.4, 0.4)
     assert Decisions.from_json(DECISIONS.to_json()) == DECISIONS
-    with pytest.raises(NertoolError, match="no threshold for disease"):
-        Decisions.from_json({**DECISIONS.to_json(), "thresholds": {"gene": 0.5}})
 
 
 def test_documents_without_sections_are_no_trouble(tokenizer: SectionTokenizer) -> None:

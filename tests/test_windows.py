@@ -109,7 +109,7 @@ def test_a_slow_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         is_fast = False
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _: Slow())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _, **__: Slow())
     with pytest.raises(NertoolError, match="not a fast one"):
         load_tokenizer("some-model")
 

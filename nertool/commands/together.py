@@ -150,12 +150,13 @@ def _split_facts(train: "tuple[Path, Scan]", evaluated: "tuple[Path, Scan]") -> 
     That is told by the numbers of documents and of entities of each class, so that a cache of one side will do.
     """
     from nertool.files import MANIFEST_NAME, read_json
+    from nertool.splitting import SplitFile
 
     for folder in (train[0].absolute().parent, evaluated[0].absolute().parent):
         manifest = folder / MANIFEST_NAME
         if not manifest.is_file() or read_json(manifest).get("command") != "split":
             continue
-        report = read_json(folder / "split.json")
+        report = read_json(folder / "split.json", SplitFile)
         documents = report["counts"]["documents"]
         entities = {label: facts["counts"] for label, facts in report["classes"].items()}
         if all(

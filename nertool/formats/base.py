@@ -68,6 +68,40 @@ class FileNames:
         return f"{name}{ending}"
 
 
+# What is longer than this, and that many times as long as the file that it is from, is there to fill the memory.
+_MOST_UNPACKED_BYTES = 32_000_000
+_MOST_TIMES_AS_LONG = 500
+
+
+class BombError(Exception):
+    """A compressed file is made to fill the memory of who reads it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"it becomes more than {_MOST_TIMES_AS_LONG} times as long, and seems made to fill the memory; "
+            "unpack it if you trust it"
+        )
+
+
+def check_unpacked(length: int, packed: int) -> None:
+    """Refuses what is compressed as no document can be.
+
+    Args:
+        length: How many bytes there are unpacked, so far.
+        packed: Of how many bytes.
+
+    Raises:
+        BombError: If it is so.
+    """
+    if length > most_unpacked(packed):
+        raise BombError
+
+
+def most_unpacked(packed: int) -> int:
+    """Returns how many bytes may come from some compressed ones."""
+    return max(_MOST_UNPACKED_BYTES, _MOST_TIMES_AS_LONG * packed)
+
+
 class Record(NamedTuple):
     """One document as it came from a file, or what is wrong with it.
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Entity, match_text
 from nertool.extras import require
-from nertool.formats.base import Record
+from nertool.formats.base import BombError, Record, check_unpacked
 from nertool.formats.building import build_record, id_from, json_text
 from nertool.formats.tagging import IRREGULAR, Tag, count_irregular, decode_tags
 
@@ -236,6 +236,8 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
             if reason := _missing_columns(columns):
                 yield _Row(1, None, reason)
                 return
+            groups = (table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups))
+            check_unpacked(max(table.metadata.num_rows, sum(groups)), file.stat().st_size)
             tag_names = _tag_names(table.schema_arrow.metadata or {})
             # Of columns that aren't used no value is read: there are dates and times that Python doesn't know.
             others = dict.fromkeys(name for name in columns if name not in _COLUMNS)
@@ -253,6 +255,8 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
                     if isinstance(tags := value.get("ner_tags"), list):
                         value["ner_tags"] = [tag_names.get(tag, tag) if type(tag) is int else tag for tag in tags]
                     yield _Row(number, {**others, **value})
+        except BombError as error:
+            yield _Row(1, None, str(error))
         except (ArrowException, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's fault, not the file's

@@ -4,6 +4,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Self, cast
 
@@ -11,8 +12,11 @@ import zstandard
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, dump_document
-from nertool.formats.base import Record
+from nertool.formats.base import BombError, Record, check_unpacked
 from nertool.formats.kazu import parse_record
+
+# So few, as they may become 32,000 times as many.
+_ZSTD_BYTES_AT_ONCE = 1024
 
 
 def read_jsonl(file: Path) -> Iterator[Record]:
@@ -28,6 +32,8 @@ def read_raw_lines(file: Path) -> Iterator[tuple[str, bytes, tuple[Problem, ...]
         for number, line in enumerate(_lines(file), start=1):
             if line.strip():
                 yield f"{file}:{number}", line, ()
+    except BombError as error:
+        yield f"{file}:{number + 1}", b"", (Problem("", str(error)),)
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         yield f"{file}:{number + 1}", b"", (Problem("", f"the compressed file is broken: {error}"),)
 
@@ -85,8 +91,17 @@ def _lines(file: Path) -> Iterator[bytes]:
     if name.endswith(".zst"):
         yield from _zstd_lines(file)
     else:
-        with gzip.open(file, "rb") if name.endswith(".gz") else file.open("rb") as lines:
-            yield from lines
+        with file.open("rb") as source:
+            yield from _gzip_lines(source) if name.endswith(".gz") else source
+
+
+def _gzip_lines(source: IO[bytes]) -> Iterator[bytes]:
+    length = 0
+    with gzip.open(source, "rb") as lines:
+        for line in lines:
+            length += len(line)
+            check_unpacked(length, source.tell())
+            yield line
 
 
 def _zstd_lines(file: Path) -> Iterator[bytes]:
@@ -98,15 +113,19 @@ def _zstd_lines(file: Path) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame = None
     line = bytearray()
+    length = 0
     with file.open("rb") as source:
-        while data := source.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE):
+        while data := source.read(_ZSTD_BYTES_AT_ONCE):
             while data:
                 frame = frame or decompressor.decompressobj()
-                first, *rest = frame.decompress(data).split(b"\n")
-                line += first
-                for start in rest:
-                    yield bytes(line)
-                    line = bytearray(start)
+                unpacked = frame.decompress(data)
+                length += len(unpacked)
+                check_unpacked(length, source.tell())
+                for part in BytesIO(unpacked):
+                    line += part
+                    if part.endswith(b"\n"):
+                        yield bytes(line)
+                        line.clear()
                 data = frame.unused_data
                 if frame.eof:
                     frame = None

@@ -5,6 +5,7 @@ Doc has no place for is in `doc.user_data`. A DocBin is in memory as a whole, on
 """
 
 import gc
+import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Section, document_to_json
 from nertool.extras import require
-from nertool.formats.base import Record
+from nertool.formats.base import BombError, Record, most_unpacked
 from nertool.formats.building import build_record, id_from, json_text
 
 if TYPE_CHECKING:
@@ -182,6 +183,10 @@ def _read_parts(data: bytes) -> Iterator[_Part | Problem]:
 
     vocab = Vocab()
     try:
+        unpacking = zlib.decompressobj()  # a first time, as spaCy asks no questions
+        unpacking.decompress(data, most_unpacked(len(data)))
+        if unpacking.unconsumed_tail:
+            raise BombError
         docs = DocBin().from_bytes(data)
         for string in docs.strings:
             vocab.strings.add(string)
