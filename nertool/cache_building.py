@@ -6,9 +6,10 @@ It grows as a hidden sibling with a journal, so that a killed build goes on wher
 import hashlib
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -75,7 +76,7 @@ _Chunk = tuple[list[Document], list[bytes]]  # documents, and the same as JSON
 
 
 class _JournalLine(BaseModel):
-    """What a line of the journal has: a chunk, and how long the files are with it."""
+    """What a line of the journal has: a chunk, how long the files are with it, and checksums of its data in them."""
 
     documents: NonNegativeInt
     digests: str = Field(pattern=r"^([0-9a-f]{64})*$")
@@ -85,6 +86,7 @@ class _JournalLine(BaseModel):
     counts: Sizes
     representation: Represented
     bytes: list[NonNegativeInt] = Field(min_length=len(_GROWING_FILES), max_length=len(_GROWING_FILES))
+    checksums: list[NonNegativeInt] = Field(min_length=len(_GROWING_FILES), max_length=len(_GROWING_FILES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,7 @@ def _build(
                 with (partial / name).open("ab") as file:
                     file.write(content)
                     file.flush()
+            line["checksums"] = list(map(zlib.crc32, data))
             # The data must not reach the disk after the journal line that vouches for it.
             line["bytes"] = [_durable_size(partial / name) for name in _GROWING_FILES]
             journal_file.write(orjson.dumps(line) + b"\n")
@@ -425,13 +428,24 @@ def _resume(partial: Path, made_by: dict[str, Any]) -> list[dict[str, Any]]:
         sizes = lines[-1]["bytes"] if lines else [0] * len(_GROWING_FILES)
         files = [partial / name for name in _GROWING_FILES]
         if all(file.is_file() and file.stat().st_size >= size for file, size in zip(files, sizes, strict=True)):
-            return lines
+            return _intact(files, lines)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name in (*_GROWING_FILES, _JOURNAL):
         (partial / name).touch()
     write_json(begun, made_by)  # last: from here on there is something to go on with
     return []
+
+
+def _intact(files: Sequence[Path], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines of the journal up to the first one whose data in the growing files isn't what was written."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(file.open("rb")) for file in files]
+        for number, line in enumerate(lines):
+            data = (file.read(end - file.tell()) for file, end in zip(opened, line["bytes"], strict=True))
+            if list(map(zlib.crc32, data)) != line["checksums"]:
+                return lines[:number]
+    return lines
 
 
 def _unchanged(lines: list[dict[str, Any]], chunks: Iterator[_Chunk]) -> tuple[list[dict[str, Any]], Iterator[_Chunk]]:

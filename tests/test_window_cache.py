@@ -270,6 +270,26 @@ def test_a_damaged_line_of_the_journal_ends_what_is_vouched_for(
     assert contents(build(tmp_path / "cut", documents, tokenizer).path) == whole
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "targets.local", "windows.bin", "documents.jsonl.zst"])
+def test_a_flipped_bit_in_a_half_built_cache_is_made_good(
+    name: str, tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = make_corpus(12)
+    monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 4)
+    whole = contents(build(tmp_path / "whole", documents, tokenizer).path)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_building, "_finish", killed)
+        build(tmp_path / "cut", documents, tokenizer)
+    data = bytearray((tmp_path / ".cut.partial" / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / ".cut.partial" / name).write_bytes(data)
+    assert contents(build(tmp_path / "cut", documents, tokenizer).path) == whole
+
+
 def test_workers_make_the_same_bytes(
     tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
