@@ -3,10 +3,9 @@
 import html
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import json_repair
 import orjson
@@ -22,9 +21,8 @@ _CLASS_KEYS = (
 _CONTEXT_KEYS = ("context", "sentence", "snippet", "quote")
 _DEEPEST = 6
 _DEEPEST_BRACKETS = 100
-# Of lists of entities, a part of this length becomes a tenth as long when it is compressed, or a thirtieth of one that
-# names the same entity again and again.
-_PART_CHARS, _MOST_TIMES_SHORTER = 2000, 40
+# How often the repair library may look at a character: for broken lists of entities twice is enough.
+_MOST_LOOKS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ def _repaired(text: str, is_class: Callable[[str], bool], parsed: ParsedAnswer) 
         parsed.cut_off = True
         whole = kept
     try:
-        value = json.loads(whole) if _repeats_itself(whole) else json_repair.loads(whole, skip_json_loads=True)
+        value = json_repair.loads(_Metered(whole), skip_json_loads=True) if whole else None
     except Exception:  # noqa: BLE001 (whatever the library trips over is beyond repair)
         value = None
     if isinstance(value, list | dict) and value:
@@ -161,11 +159,21 @@ def _repaired(text: str, is_class: Callable[[str], bool], parsed: ParsedAnswer) 
     return None
 
 
-def _repeats_itself(text: str) -> bool:
-    """Tells whether an LLM went round in small circles: the repair library can take minutes for such an answer."""
-    data = re.sub(r"\d{20,}", "0", text).encode(errors="replace")
-    parts = (data[start : start + _PART_CHARS] for start in range(0, len(data), _PART_CHARS))
-    return any(len(part) > _MOST_TIMES_SHORTER * len(zlib.compress(part, 1)) for part in parts)
+class _Metered(str):
+    """A text for the repair library, which looks ahead so often that what an LLM repeats may take it minutes.
+
+    Raises:
+        TimeoutError: On being looked at too often.
+    """
+
+    def __init__(self, _: str) -> None:
+        self._looks_left = 10_000 + _MOST_LOOKS * len(self)
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        self._looks_left -= 1
+        if self._looks_left < 0:
+            raise TimeoutError("it would take too long")
+        return super().__getitem__(key)
 
 
 @dataclass(slots=True)

@@ -5,14 +5,17 @@ import json
 import random
 import re
 import resource
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import zstandard
+from pyarrow.parquet import write_table
 
 from nertool.errors import NertoolError
 from nertool.formats import FORMATS
@@ -28,6 +31,7 @@ OWN_FILES = [
 ]  # fmt: skip
 ODD_VALUES: list[Any] = [None, [], {}, "x", True, -1, 1.5, 10**25, [None], {"x": None}]
 MEGABYTE = 1_000_000
+MOST_SECONDS = 5.0
 
 
 def check(reader: Reader, data: bytes, folder: Path) -> None:
@@ -87,15 +91,38 @@ def with_one_wrong_value(value: Any) -> Iterator[Any]:
             yield {name: one for name, one in value.items() if name != key}
 
 
+def nulls_in_parquet(rows: int) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    nulls = pyarrow.nulls(rows, pyarrow.string())
+    entities = pyarrow.nulls(rows, pyarrow.list_(pyarrow.struct([("label", pyarrow.string())])))
+    write_table(pyarrow.table({"text": nulls, "entities": entities}), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
 def zeros_in_zstd(length: int) -> bytes:
     compressor = zstandard.ZstdCompressor().compressobj()
     return b"".join(compressor.compress(bytes(2**20)) for _ in range(length // 2**20)) + compressor.flush()
+
+
+@pytest.mark.parametrize("circle", ['"a":', "{]", "{mention: aspirin, class: drlass: drug}]\n[", "}.{]", "[", '"a" '])
+def test_an_answer_of_an_llm_that_goes_round_in_circles_takes_no_time(circle: str, tmp_path: Path) -> None:
+    began = time.process_time()
+    check(READERS["LLM answers"], f'[{{"class": ["drug {circle * (60_000 // len(circle))}'.encode(), tmp_path)
+    assert time.process_time() - began < MOST_SECONDS
+
+
+@pytest.mark.parametrize("line", [b"a." * 30_000 + b"a = 1", b"train." + b"a." * 25_000 + b"a = 1"])
+def test_a_key_of_thirty_thousand_parts_takes_no_time(line: bytes, tmp_path: Path) -> None:
+    began = time.process_time()
+    check(READERS["settings (TOML)"], line, tmp_path)
+    assert time.process_time() - began < MOST_SECONDS
 
 
 BOMBS = {
     "a line of a gigabyte": ("jsonl", ".jsonl.zst", lambda: zeros_in_zstd(2**30)),
     "250 million lines": ("jsonl", ".jsonl.zst", lambda: zstandard.ZstdCompressor().compress(b"\n" * 250_000_000)),
     "60 MB of zeros": ("jsonl", ".jsonl.gz", lambda: gzip.compress(bytes(60 * MEGABYTE), 9)),
+    "5 million rows": ("datasets", ".parquet", lambda: nulls_in_parquet(5 * MEGABYTE)),
     "60 MB of nothing": (
         "spacy", ".spacy", lambda: zlib.compress(b"\xdd" + (60 * MEGABYTE).to_bytes(4, "big") + b"\xc0" * 60 * MEGABYTE)
     ),

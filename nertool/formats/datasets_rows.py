@@ -30,6 +30,7 @@ _SECTION = "text"
 _ROWS_PER_GROUP = 1000
 _CHARS_PER_GROUP = 8_000_000
 _ROWS_AT_ONCE = 100
+_BYTES_PER_ROW = 1000  # as objects in memory, even where all rows are the same
 
 OTHER_COLUMNS = "values of columns that nertool does not use"
 
@@ -237,7 +238,7 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
                 yield _Row(1, None, reason)
                 return
             groups = (table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups))
-            check_unpacked(max(table.metadata.num_rows, sum(groups)), file.stat().st_size)
+            check_unpacked(max(_BYTES_PER_ROW * table.metadata.num_rows, sum(groups)), file.stat().st_size)
             tag_names = _tag_names(table.schema_arrow.metadata or {})
             # Of columns that aren't used no value is read: there are dates and times that Python doesn't know.
             others = dict.fromkeys(name for name in columns if name not in _COLUMNS)
