@@ -117,6 +117,11 @@ class Scan:
         }
 
 
+def document_digest(document: Document) -> bytes:
+    """Returns the SHA-256 of all that a document holds."""
+    return hashlib.sha256(dump_document(document)).digest()
+
+
 def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = lambda _: None) -> Scan:
     """Reads all documents once; `on_documents` is told how many are done."""
     labels: Counter[str] = Counter()
@@ -127,7 +132,7 @@ def scan(documents: Iterable[Document], on_documents: Callable[[int], None] = la
         count += 1
         labels.update(_labels(document))
         known.update(annotators(document))
-        digest.update(hashlib.sha256(dump_document(document)).digest())
+        digest.update(document_digest(document))
         on_documents(count)
     return Scan(count, labels, dict(sorted(known.items())), digest.hexdigest())
 

@@ -1,11 +1,12 @@
 """Where a command's documents come from: files of documents, or a cache that was made of them."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nertool.cache_building import Scan, scan
+from nertool.cache_building import Scan, document_digest, scan
 from nertool.documents import Document
 from nertool.errors import NertoolError
 from nertool.formats import ReadReport, read_documents
@@ -51,9 +52,24 @@ class Source:
             raise NertoolError(f"{self.path} holds no valid documents: all {len(self.report.rejected)} were set aside")
         return documents
 
-    def read_again(self) -> Iterator[Document]:
-        """Reads the documents once more; what there is to report was reported the first time."""
-        return replace(self, report=ReadReport()).read()
+    def read_again(self, scanned: Scan) -> Iterator[Document]:
+        """Reads the documents once more; what there is to report was reported the first time.
+
+        Args:
+            scanned: What a first pass over them told.
+
+        Raises:
+            NertoolError: In the end, if they are not those of the first pass any more.
+        """
+        digest = hashlib.sha256()
+        for document in replace(self, report=ReadReport()).read():
+            digest.update(document_digest(document))
+            yield document
+        if digest.hexdigest() != scanned.digest:
+            raise NertoolError(
+                f"{self.path} changed while it was read",
+                "put it back and run the same command again (train, distill: with --resume), or start with --force",
+            )
 
     def scan(self, on_documents: Callable[[int], None]) -> Scan:
         """Returns what a first pass over the documents tells; a cache knows it already."""

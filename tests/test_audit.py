@@ -221,3 +221,17 @@ def test_each_window_is_of_the_document_that_it_was_made_of(tokenizer: SectionTo
         one = build_cache(tmp_path / f"{number}", lambda d=document: [d], tokenizer, windows, labels=["gene"])
         assert (owners == number).sum() == len(one.windows)
     assert (owners[1:] >= owners[:-1]).all()
+
+
+def test_documents_that_vanish_before_the_end_are_missed(
+    documents: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_one(*arguments: object) -> object:
+        (documents / "doc-005.json").unlink()
+        return write_audit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("nertool.auditing.write_audit", lose_one)
+    message = refuse(*audit(documents, backbone, "audit"))
+    assert "documents changed while it was read" in message and "run the same command again" in message
+    assert not Path("audit/corrected.jsonl").exists()
+    assert not json.loads(Path("audit/audit.json").read_text())["finished"]

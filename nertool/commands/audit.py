@@ -82,6 +82,7 @@ def run_audit(
         InterruptedBySignalError: After saving, if a signal came in.
     """
     import shutil
+    from functools import partial
 
     from nertool.auditing import write_audit
     from nertool.cache_building import scan
@@ -101,6 +102,7 @@ def run_audit(
     source = Source(path, settings, reading)
     with progress("reading", None, "documents") as advance:
         scanned = scan(source.read(), advance)
+    read_again = partial(source.read_again, scanned)
     digests = {"documents": scanned.digest} | ({"judge": _digest(judge, scanned.digest)} if judge else {})
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(output):
@@ -114,10 +116,10 @@ def run_audit(
         open_audit(output, settings, digests, force=force)
         report_reading(reading)
         write_rejected(reading, output / "rejected.jsonl")
-        lexicon = lexicon_of(source.read_again())
-        counts = count_mentions(source.read_again(), lexicon)
+        lexicon = lexicon_of(read_again())
+        counts = count_mentions(read_again(), lexicon)
         suspects, facts = find(counts, lexicon)
-        summary = write_audit(output, source.read_again, suspects, settings.audit.min_score, facts)
+        summary = write_audit(output, read_again, suspects, settings.audit.min_score, facts)
         shutil.rmtree(work, ignore_errors=True)
     return summary
 
@@ -148,7 +150,7 @@ def _judge(folder: Path, source: "Source", scanned: "Scan", settings: "Settings"
         suspects: list[Suspect] = []
         done = 0
         with progress("judging", scanned.documents, "documents") as advance:
-            for judged in judge(tagger, source.read_again(), settings.predict.documents_per_chunk):
+            for judged in judge(tagger, source.read_again(scanned), settings.predict.documents_per_chunk):
                 suspects += suspects_of(judged, counts, lexicon)
                 done += len(judged.documents)
                 advance(done)
@@ -159,6 +161,8 @@ def _judge(folder: Path, source: "Source", scanned: "Scan", settings: "Settings"
 
 def _cross_fit(work: Path, source: "Source", scanned: "Scan", settings: "Settings") -> "Find":
     """Makes sure that models can be trained; returns what trains them and finds the suspects by them."""
+    from functools import partial
+
     from nertool.auditing import CrossFit, cross_fitted_suspects, folds_of_windows, plan
     from nertool.commands.together import training_cache
     from nertool.console import say
@@ -168,15 +172,16 @@ def _cross_fit(work: Path, source: "Source", scanned: "Scan", settings: "Setting
 
     choose_device(settings.train.device)
     scheme = make_scheme(settings.data.labels or scanned.labels, begin=settings.model.begin_channels)
-    fold_of = plan(source.read_again, settings)
+    read_again = partial(source.read_again, scanned)
+    fold_of = plan(read_again, settings)
     tokenizer = new_model(settings.model, settings.windows, scheme).tokenizer
     source.open_cache(tokenizer, scheme)
 
     def find(counts: "MentionCounts", lexicon: "Lexicon") -> "tuple[list[Suspect], dict[str, Any]]":
         work.mkdir(exist_ok=True)
         cache = training_cache(source, scanned, work / "cache", tokenizer, scheme, settings)
-        of_window = folds_of_windows(cache, source.read_again(), fold_of, tokenizer)
-        fit = CrossFit(work, source.read_again, fold_of, cache, of_window, scanned, scheme, settings)
+        of_window = folds_of_windows(cache, read_again(), fold_of, tokenizer)
+        fit = CrossFit(work, read_again, fold_of, cache, of_window, scanned, scheme, settings)
         suspects, scores = cross_fitted_suspects(fit, counts, lexicon)
         mean = sum(scores) / len(scores)
         say(f"models of the other folds agree with the annotations at a strict micro F1 of {mean:.3f}")

@@ -197,9 +197,10 @@ def training_cache(
     Raises:
         NertoolError: If the cache is damaged, or the documents have changed since that pass.
     """
+    from functools import partial
+
     from nertool.cache_building import build_cache
     from nertool.console import progress
-    from nertool.errors import NertoolError
     from nertool.window_cache import check_content
     from nertool.workers import usable_cores
 
@@ -208,7 +209,7 @@ def training_cache(
         with progress("tokenising", scanned.documents, "documents") as advance:
             cache = build_cache(
                 place,
-                source.read_again,
+                partial(source.read_again, scanned),
                 tokenizer,
                 settings.windows,
                 labels=settings.data.labels,
@@ -217,6 +218,4 @@ def training_cache(
                 on_documents=advance,
             )
     check_content(cache)
-    if cache.info["fingerprint"]["documents"] != scanned.digest:
-        raise NertoolError(f"{source.path} changed while it was read", "the same command again, with --force")
     return cache
