@@ -296,7 +296,8 @@ def change(path: Path) -> None:
     if path.suffix == ".txt":
         path.write_text(path.read_text() + " Imatinib again.")
         return
-    *before, last = path.read_bytes().splitlines(keepends=True)
+    data = path.read_bytes()
+    *before, last = data.splitlines(keepends=True) if path.suffix == ".jsonl" else [data]
     value = json.loads(last)
     for section in value["sections"]:
         section["text"] += " Imatinib again ."
@@ -316,6 +317,8 @@ def _meddled(trial: Trial, meddle: Callable[[Path], None]) -> Iterator[Result]:
             or path.name == "all.jsonl"
             or (path.name == "model.safetensors" and meddle is not change)
         ]
+        if not files:  # it reads a model only, which nobody changes into another one
+            return
         path = trial.chance.choice(files)
         number = trial.chance.randrange(trial.undisturbed.counts["reads"])
         ended = trial.begin(folder, hook=Hook(folder, "reads", number, lambda path=path: meddle(path)))
