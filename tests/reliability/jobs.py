@@ -25,6 +25,8 @@ _TRAINING = (
 _OFTEN = "--set train.checkpoint_every_seconds=0 --set train.evaluate_every_steps=6"
 _CHUNKS = "--set predict.documents_per_chunk=3 --set predict.workers=1"
 PROJECT = "PROJECT"
+# What people may write themselves: another letter there is as good as the one before.
+PEOPLES = ("all.jsonl", "responses.jsonl")
 
 # Fields that tell when something was, how long it took, and which number a server gave it.
 _TIMES = {
