@@ -41,7 +41,15 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}" if self.place else self.reason
+        return printable(f"{self.place}: {self.reason}" if self.place else self.reason)
+
+
+def printable(text: str) -> str:
+    """Returns a text with halves of surrogate pairs, which no UTF-8 file can store, as escapes.
+
+    They stand for the bytes of a file's name that are not UTF-8, or come from JSON.
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 class InvalidDocumentError(Exception):

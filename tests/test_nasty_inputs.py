@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import re
 import resource
@@ -12,18 +13,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow
 import pytest
 import zstandard
 from pyarrow.parquet import write_table
 
+from nertool.documents import Document, Entity, Section, Span
 from nertool.errors import NertoolError
-from nertool.formats import FORMATS
+from nertool.formats import FORMATS, Rejected
 from nertool.formats.reading import read_records
+from nertool.formats.spacy_docbin import SpacyWriter
 from tests.fuzz.readers import READERS, Reader
 
 NASTY = Path(__file__).with_name("nasty")
-FOLDERS = {re.sub(r"[:/]", "_", name): name for name in READERS}
+FOLDERS = {re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"): name for name in READERS}
 # Files that nertool itself wrote: one JSON value each.
 OWN_FILES = [
     "split.json", "cache.json", "nertool.json", "run.json", "audit.json", "suspects of a fold",
@@ -141,3 +145,24 @@ def test_compression_bombs_are_refused_before_they_fill_the_memory(bomb: str, tm
     assert "made to fill the memory" in str(last.problems[0])
     assert not [record for record in earlier if record.document]
     assert grown < 400_000
+
+
+def test_a_problem_of_a_file_whose_name_is_not_unicode_can_be_written(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    file.write_bytes(b"[]")
+    (record,) = read_records(file, FORMATS["jsonl"])
+    place = Rejected(record.place, record.problems, record.raw).to_json()["place"]
+    orjson.dumps(place)
+    assert place.endswith("caf\\udce9.jsonl:1")
+
+
+def test_rows_of_brackets_are_no_trouble_for_the_tokenizer_of_spacy(tmp_path: Path) -> None:
+    text = ">" * 20_000 + " end " + "a." * 5_000
+    began = time.process_time()
+    with SpacyWriter(tmp_path / "a.spacy") as writer:
+        writer.write(Document("1", (Section("text", text, (Entity("x", (Span(299, 301),), ">>"),)),)))
+    assert time.process_time() - began < 2 * MOST_SECONDS  # spaCy is loaded, too
+    (record,) = read_records(tmp_path / "a.spacy", FORMATS["spacy"])
+    assert record.document is not None
+    assert record.document.sections[0].text == text
+    assert record.document.sections[0].entities[0].spans == (Span(299, 301),)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self
 
-from nertool.document_parsing import Problem
+from nertool.document_parsing import Problem, printable
 from nertool.documents import Document
 from nertool.files import safe_file_name
 
@@ -165,8 +165,10 @@ class Rejected:
     def to_json(self) -> dict[str, Any]:
         """Returns the line for `rejected.jsonl`."""
         return {
-            "place": self.place,
-            "problems": [{"place": problem.place, "reason": problem.reason} for problem in self.problems],
+            "place": printable(self.place),
+            "problems": [
+                {"place": printable(problem.place), "reason": printable(problem.reason)} for problem in self.problems
+            ],
             "raw": self.raw.decode("utf-8", errors="replace"),
         }
 

@@ -5,6 +5,7 @@ Doc has no place for is in `doc.user_data`. A DocBin is in memory as a whole, on
 """
 
 import gc
+import re
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ SPANS_KEY = "sc"  # where spaCy's spancat looks, if nobody says otherwise
 _FACTS = "nertool"
 _NAMESPACE = "spacy"
 _SECTION = "text"
+_LONG_WORD = re.compile(r"\S{300}")
 _LINGUISTIC = ("TAG", "POS", "LEMMA", "DEP")
 
 OTHER_ENTS = f"entities of doc.ents that doc.spans[{SPANS_KEY!r}] lacks"
@@ -83,6 +85,21 @@ def _english() -> "Language":
     return spacy.blank("en")
 
 
+def _token_borders(text: str, nlp: "Language") -> set[int]:
+    """Returns where spaCy's tokens begin and end; what is very long without a space is given to it in pieces.
+
+    For a row of 5,000 brackets its tokenizer would take several seconds, and for ten times as many a hundred times as
+    long.
+    """
+    pieces = pairwise([0, *(found.end() for found in _LONG_WORD.finditer(text)), len(text)])
+    return {
+        start + position
+        for start, end in pieces
+        for token in nlp.tokenizer(text[start:end])
+        for position in (token.idx, token.idx + len(token))
+    }
+
+
 def _make_doc(section: Section, nlp: "Language") -> "Doc":
     """Cuts a text as spaCy does for English, and also where an entity begins or ends."""
     from spacy.tokens import Doc, Span  # noqa: PLC0415
@@ -90,7 +107,7 @@ def _make_doc(section: Section, nlp: "Language") -> "Doc":
 
     continuous = [entity for entity in section.entities if len(entity.spans) == 1]
     starts, ends = {entity.start for entity in continuous}, {entity.end for entity in continuous}
-    cuts = {position for token in nlp.tokenizer(section.text) for position in (token.idx, token.idx + len(token))}
+    cuts = _token_borders(section.text, nlp)
     words: list[str] = []
     spaces: list[bool] = []
     first: dict[int, int] = {}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -448,6 +449,7 @@ _LINE = {
     "counts": {"sections": 1, "empty_sections": 0, "tokens": 5, "windows": 1},
     "representation": CACHE["representation"],
     "bytes": [10, 5, 20, 50],
+    "checksums": [zlib.crc32(bytes(length)) for length in (10, 5, 20, 50)],  # of nothing but zeros
 }
 JOURNAL = (
     _json(CACHE["fingerprint"]) + b"\n" + _json(_LINE) + b"\n" + _json({**_LINE, "bytes": [20, 10, 40, 100]}) + b"\n"

@@ -224,8 +224,13 @@ def _run_atheris(session: Session, seeds: list[bytes], corpus: Path, seed: int, 
         "-malloc_limit_mb=0",
         "-max_len=65536",
         "-len_control=0",
+        "-report_slow_units=100000",
     ]
-    atheris.Setup(["fuzz", *options, f"-seed={seed + 1}", str(corpus)], run, custom_mutator=damage)
+    atheris.Setup(
+        ["fuzz", *options, f"-seed={seed + 1}", f"-artifact_prefix={corpus.parent}/", str(corpus)],
+        run,
+        custom_mutator=damage,
+    )
     atheris.Fuzz()
 
 
