@@ -447,8 +447,10 @@ def _intact(files: Sequence[Path], lines: list[dict[str, Any]]) -> list[dict[str
     with ExitStack() as stack:
         opened = [stack.enter_context(file.open("rb")) for file in files]
         for number, line in enumerate(lines):
-            data = (file.read(end - file.tell()) for file, end in zip(opened, line["bytes"], strict=True))
-            if list(map(zlib.crc32, data)) != line["checksums"]:
+            ends = list(zip(opened, line["bytes"], lines[-1]["bytes"], strict=True))
+            if any(not file.tell() <= end <= last for file, end, last in ends):
+                return lines[:number]
+            if [zlib.crc32(file.read(end - file.tell())) for file, end, _ in ends] != line["checksums"]:
                 return lines[:number]
     return lines
 
