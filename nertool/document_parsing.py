@@ -99,6 +99,8 @@ def _check_writable(raw: Any, document: Document) -> None:
         check_writable(raw)  # four times as fast
     except TypeError:
         check_writable(document_to_json(document))  # what is wrong may be in what isn't kept
+        # A score is a number of its own, too, and stands in the metadata as it was.
+        check_writable([entity.extra for section in document.sections for entity in section.entities])
 
 
 def load_json(data: bytes) -> tuple[Any, int]:

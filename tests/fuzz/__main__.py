@@ -53,6 +53,7 @@ def fuzz(name: str, folder: Path, options: list[str]) -> dict[str, Any]:
         facts["found"][f"the process ended with {process.returncode}"] = {"count": 1, "message": log_text[-500:]}
     covered = re.findall(r"cov: (\d+)", log_text)
     facts["covered"] = int(covered[-1]) if covered else None
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
     return facts
 
 
@@ -82,6 +83,10 @@ def _machine() -> str:
     return f"{found[1] if found else platform.machine()}, {len(os.sched_getaffinity(0))} shared cores"
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name).strip("-")
+
+
 def main() -> int:
     """Runs all that is asked for."""
     parser = argparse.ArgumentParser(
@@ -106,16 +111,16 @@ def main() -> int:
     ]
     folder = arguments.results or Path(tempfile.mkdtemp(prefix="nertool-fuzz-"))
     print(f"{'mutations only' if plain else 'guided by coverage (atheris)'}; results in {folder}", flush=True)
-    results = []
     for name in arguments.readers or READERS:
-        one = fuzz(name, folder / re.sub(r"\W+", "-", name), options)
-        results.append(one)
+        one = fuzz(name, folder / _slug(name), options)
         print(
             f"{name}: {one['inputs']:,} inputs, {one.get('seconds', 0):.0f} s, {len(one['found'])} kinds of defects",
             flush=True,
         )
         for kind, what in one["found"].items():
             print(f"    {what['count']:,} × {kind}: {what['message'][:150]!r}", flush=True)
+    kept = [folder / _slug(name) / "facts.json" for name in READERS]  # also of earlier runs with the same --results
+    results = [json.loads(file.read_bytes()) for file in kept if file.is_file()]
     whole = table([one for one in results if "taken" in one])
     print(whole)
     if arguments.table:

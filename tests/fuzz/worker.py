@@ -208,9 +208,12 @@ def _run_plain(session: Session, seeds: list[bytes], rng: random.Random) -> None
 def _run_atheris(session: Session, seeds: list[bytes], corpus: Path, seed: int, atheris: Any) -> None:
     def damage(data: bytes, most: int, number: int) -> bytes:
         rng = random.Random(number)
-        if rng.random() < 0.3:
+        way = rng.random()
+        if way < 0.25:
             changed: bytes = atheris.Mutate(data, most)
             return changed
+        if way < 0.6:  # what only reaches new ways to be refused would soon be most of the corpus
+            data = rng.choice(seeds)
         return session.reader.damage(data, rng, seeds)[:most]
 
     def run(data: bytes) -> None:
