@@ -98,6 +98,17 @@ def reliability(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged input for every reader, guided by coverage: `-- --inputs 1000 --seconds 60`, `-- PubTator`, `--help`."""
+    session.install("--no-deps", "--editable", ".")
+    session.install(
+        "atheris", "bioc", "defusedxml", "filelock", "json-repair", "numpy", "orjson", "pyarrow", "pydantic-settings",
+        "rapidfuzz", "rensa", "rich", "spacy", "typer", "zstandard",
+    )  # fmt: skip
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measurements; each tells what it wants.
 

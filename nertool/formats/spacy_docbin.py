@@ -88,8 +88,7 @@ def _english() -> "Language":
 def _token_borders(text: str, nlp: "Language") -> set[int]:
     """Returns where spaCy's tokens begin and end; what is very long without a space is given to it in pieces.
 
-    For a row of 5,000 brackets its tokenizer would take several seconds, and for ten times as many a hundred times as
-    long.
+    Its tokenizer takes 8 seconds for a row of 10,000 brackets, and four times as long for twice as many.
     """
     pieces = pairwise([0, *(found.end() for found in _LONG_WORD.finditer(text)), len(text)])
     return {

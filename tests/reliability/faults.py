@@ -107,12 +107,16 @@ class Trial:
         different = differing(self.undisturbed.made, tree(folder / "out"))
         return Result(not different, "other output" if different else "same output", detail=", ".join(different[:8]))
 
-    def moment(self, folder: Path, act: Callable[[], None]) -> tuple[Hook | None, float]:
-        """Chooses a moment: a change of the file system, the middle of a write, or a time."""
-        kind = self.chance.choice(["changes", "changes", "writes", "time"])
+    def moment(self, folder: Path, number: int) -> tuple[Hook | None, float]:
+        """Chooses a moment for a signal: a change of the file system, the middle of a write, or a time.
+
+        A signal that Python hears of it hears of between two steps of its own, never in the middle of a write.
+        """
+        kind = self.chance.choice(["changes", "changes", "time", *(["writes"] if number == signal.SIGKILL else [])])
         if kind == "time" or not self.undisturbed.counts[kind]:
             return None, self.chance.random() * self.undisturbed.seconds
-        return Hook(folder, kind, self.chance.randrange(self.undisturbed.counts[kind]), act), 0.0
+        chosen = self.chance.randrange(self.undisturbed.counts[kind])
+        return Hook(folder, kind, chosen, lambda: os.kill(os.getpid(), number)), 0.0
 
 
 def said(ended: Ended) -> str:
@@ -167,7 +171,7 @@ def killed(trial: Trial) -> Iterator[Result]:
 
 def strike(trial: Trial, folder: Path, more: tuple[str, ...], number: int) -> Ended:
     """Runs the command and sends it a signal at some moment."""
-    hook, seconds = trial.moment(folder, lambda: os.kill(os.getpid(), number))
+    hook, seconds = trial.moment(folder, number)
     running = trial.scene.start(folder, (*trial.job.arguments, *more), hook)
     if hook is None:
         time.sleep(seconds)
