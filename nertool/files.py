@@ -140,26 +140,14 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def prepare_output(path: Path, *, force: bool, as_file: bool = False) -> None:
+def check_output(path: Path, *, force: bool, as_file: bool = False, source: Path | None = None) -> None:
     """Makes sure that a command may create `path`, before any work is done.
 
     Args:
         path: A file or folder that is going to be created whole.
-        force: Remove a folder that nertool itself made there before; a file is replaced at the end, by a rename.
+        force: Whether a file, or a folder that nertool itself made, may be replaced.
         as_file: Whether it is going to be a file.
-
-    Raises:
-        NertoolError: If something is there that may not be replaced, or the place can't be written.
-    """
-    check_output(path, force=force, as_file=as_file)
-    if path.is_dir():
-        shutil.rmtree(path)
-
-
-def check_output(path: Path, *, force: bool, as_file: bool = False, source: Path | None = None) -> None:
-    """Does what `prepare_output` does, but removes nothing yet.
-
-    With `source`, the output must be another place than what is read.
+        source: What is read; it must be another place.
 
     Raises:
         NertoolError: If something is there that may not be replaced, or the place can't be written.
@@ -177,7 +165,7 @@ def check_output(path: Path, *, force: bool, as_file: bool = False, source: Path
         raise NertoolError(f"cannot write {path}: {error.strerror or error}", "choose another output") from error
     if path.is_dir() and path.is_symlink():
         raise NertoolError(f"{path} is a link to a folder", "name the folder itself, so that it can be made whole")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and not is_empty(path):
         if not force:
             raise NertoolError(f"{path} exists and is not empty", "choose another output, or --force to replace it")
         check_own(path)
@@ -186,6 +174,11 @@ def check_output(path: Path, *, force: bool, as_file: bool = False, source: Path
             raise NertoolError(f"{path} is a file, and the output is a folder", "choose another output")
         if not force:
             raise NertoolError(f"{path} exists", "choose another output, or --force to replace it")
+
+
+def is_empty(folder: Path) -> bool:
+    """Says whether a folder holds nothing, or only what a kill left of its manifest, which is written first."""
+    return all(entry.name == f".{MANIFEST_NAME}.tmp" for entry in folder.iterdir())
 
 
 def remove_own(folder: Path) -> None:

@@ -90,8 +90,8 @@ def makers(document: Document) -> Iterator[str]:
         yield f"the model {predicted['model']}"
     facts = metadata.get(_KEY)
     if isinstance(facts, dict) and isinstance(facts.get("models"), list) and facts["models"]:
-        prompts = facts.get("prompts") or []
-        prompt = f" with prompt {', '.join(map(str, prompts))}" if prompts else ""
+        prompts = facts.get("prompts")
+        prompt = f" with prompt {', '.join(map(str, prompts))}" if isinstance(prompts, list) and prompts else ""
         yield from (f"the LLM {model}{prompt}" for model in facts["models"])
     elif not isinstance(predicted, dict):
         yield from {entity.namespace for section in document.sections for entity in section.entities}

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from nertool import __version__
 from nertool.errors import NertoolError
-from nertool.files import MANIFEST_NAME, check_output, check_own, read_json, remove_own, write_json
+from nertool.files import MANIFEST_NAME, check_output, check_own, is_empty, read_json, remove_own, write_json
 from nertool.settings import Settings
 from nertool.tracking import METRICS_FILE
 
@@ -63,7 +63,7 @@ def check_run_folder(run: Path, *, resume: bool, force: bool) -> None:
     Raises:
         NertoolError: If a file, something that isn't nertool's, or a run is there that nobody asked to go on with.
     """
-    if not run.is_dir() or not any(run.iterdir()):
+    if not run.is_dir() or is_empty(run):
         check_output(run, force=False)
     elif force:
         check_own(run)
@@ -100,7 +100,7 @@ def open_run(
     """
     fingerprint = _fingerprint(command, settings, data)
     check_run_folder(run, resume=resume, force=force)
-    if force and run.is_dir():
+    if force and run.is_dir() and not is_empty(run):
         remove_own(run)
     elif _is_run(run):
         finished = _may_go_on(run, read_json(run / RUN_FILE, _RunFile), fingerprint)
@@ -134,7 +134,7 @@ def is_finished_audit(output: Path, settings: Settings, data: dict[str, str], *,
 
 def open_audit(output: Path, settings: Settings, data: dict[str, str], *, force: bool) -> None:
     """Makes the folder of an audit, after `is_finished_audit`; one that was begun stays as it is."""
-    if force and output.is_dir() and any(output.iterdir()):
+    if force and output.is_dir() and not is_empty(output):
         remove_own(output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / MANIFEST_NAME, {"command": "audit", "files": _AUDIT_FILES})

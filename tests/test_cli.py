@@ -249,10 +249,14 @@ def test_a_run_folder_that_a_kill_left_half_made_can_be_used(
     Path("again/.run.json.tmp").write_text("{")
     succeed("train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN)
     Path("again/.run.json.tmp").write_text("{")
-    succeed(
-        "train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN, "--force"
-    )
+    train = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN]
+    succeed(*train, "--force")
     assert json.loads(Path("again/run.json").read_text())["finished"]
+    for options in ([], ["--force"], ["--resume"]):
+        shutil.rmtree("again")
+        Path("again").mkdir()
+        Path("again/..nertool.json.tmp").write_text("{")
+        succeed(*train, *options)
 
 
 @pytest.mark.parametrize("options", [[], ["--skip-nonfinite"]])

@@ -19,7 +19,6 @@ from nertool.files import (
     check_own,
     new_folder,
     partial_path,
-    prepare_output,
     publish_folder,
     read_json,
     recover_folder,
@@ -216,7 +215,7 @@ def test_force_deletes_only_what_nertool_wrote_itself(tmp_path):
     path = make_output(tmp_path / "out")
     (path / "train" / "notes.txt").write_text("mine")
     before = content_of(path)
-    for act in (remove_own, lambda path: make_output(path, force=True), lambda path: prepare_output(path, force=True)):
+    for act in (remove_own, lambda path: make_output(path, force=True), lambda path: check_output(path, force=True)):
         with pytest.raises(NertoolError, match=r"did not write: train/notes\.txt$"):
             act(path)
         assert content_of(path) == before
@@ -307,36 +306,40 @@ def test_a_file_is_replaced_only_by_a_file_and_only_with_force(tmp_path):
     file.write_text("mine")
     for options in ({"force": False}, {"force": True}, {"force": False, "as_file": True}):
         with pytest.raises(NertoolError, match=r"notes\.jsonl (exists|is a file)"):
-            prepare_output(file, **options)
-    prepare_output(file, force=True, as_file=True)
+            check_output(file, **options)
+    check_output(file, force=True, as_file=True)
     assert file.read_text() == "mine"  # until the new one is renamed over it
 
 
-def test_preparing_an_output_with_force_removes_the_old_one(tmp_path):
-    path = make_output(tmp_path / "out")
-    check_output(path, force=True)
-    assert path.is_dir()
-    prepare_output(path, force=True)
-    assert names_in(tmp_path) == []
+def test_a_folder_with_nothing_but_a_manifest_that_a_kill_cut_short_is_as_good_as_empty(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / f".{MANIFEST_NAME}.tmp").write_text('{"fil')
+    for force in (False, True):
+        check_output(path, force=force)
+    (path / "notes.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(NertoolError):
+            check_output(path, force=force)
 
 
 @pytest.mark.parametrize("path", [".", "..", "/"])
 def test_a_path_that_names_nothing_new_is_refused(path):
     with pytest.raises(NertoolError, match="names no new folder"):
-        prepare_output(Path(path), force=True)
+        check_output(Path(path), force=True)
 
 
 def test_an_output_below_a_file_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NertoolError, match=r"cannot write .*file/out"):
-        prepare_output(tmp_path / "file" / "out", force=False)
+        check_output(tmp_path / "file" / "out", force=False)
 
 
 def test_an_output_that_is_a_link_to_a_folder_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "data", target_is_directory=True)
     with pytest.raises(NertoolError, match="link to a folder"):
-        prepare_output(tmp_path / "out", force=True)
+        check_output(tmp_path / "out", force=True)
 
 
 @linux_only
