@@ -272,10 +272,15 @@ def llm_stub(log: Path) -> Iterator[str]:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Returns what is in a folder: each file with what must be the same in it each time, each folder with nothing."""
+    """Returns what is in a folder: each file with what must be the same in it each time, each folder with nothing.
+
+    Lock files don't count: a kill may leave one, which is empty and is taken by the next command that needs it.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if path.suffix == ".lock" and path.name.startswith("."):
+            continue
         if path.is_file():
             try:
                 found[name] = _stable(name, path.read_bytes())
