@@ -182,16 +182,17 @@ def is_empty(folder: Path) -> bool:
 
 
 def remove_own(folder: Path) -> None:
-    """Deletes a folder that nertool made, after making sure that it holds nothing else.
+    """Deletes a folder that nertool made, after making sure that it holds nothing else; one that isn't there is fine.
 
     Raises:
         NertoolError: If there is no manifest, or a file that the manifest doesn't name.
     """
-    check_own(folder)
     aside = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)  # a process that is left from an earlier command may still be removing files in it
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)  # a kill may have left some of it
+    if folder.is_dir() and not is_empty(folder):
+        check_own(folder)
+        folder.rename(aside)  # a process that is left from an earlier command may still be removing files in it
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_own(folder: Path) -> None:

@@ -100,7 +100,7 @@ def open_run(
     """
     fingerprint = _fingerprint(command, settings, data)
     check_run_folder(run, resume=resume, force=force)
-    if force and run.is_dir() and not is_empty(run):
+    if force or not run.is_dir():
         remove_own(run)
     elif _is_run(run):
         finished = _may_go_on(run, read_json(run / RUN_FILE, _RunFile), fingerprint)
@@ -134,7 +134,7 @@ def is_finished_audit(output: Path, settings: Settings, data: dict[str, str], *,
 
 def open_audit(output: Path, settings: Settings, data: dict[str, str], *, force: bool) -> None:
     """Makes the folder of an audit, after `is_finished_audit`; one that was begun stays as it is."""
-    if force and output.is_dir() and not is_empty(output):
+    if force or not output.is_dir():
         remove_own(output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / MANIFEST_NAME, {"command": "audit", "files": _AUDIT_FILES})

@@ -224,6 +224,15 @@ def test_force_deletes_only_what_nertool_wrote_itself(tmp_path):
     assert content_of(path)["train/a.json"] == b"newer"
 
 
+def test_what_a_kill_left_of_a_removal_goes_with_the_next_one(tmp_path):
+    for make in (lambda: None, lambda: make_output(tmp_path / "out")):
+        make()
+        (tmp_path / ".out.removed").mkdir()
+        (tmp_path / ".out.removed" / "big.bin").touch()
+        remove_own(tmp_path / "out")
+        assert names_in(tmp_path) == []
+
+
 def test_a_link_to_a_folder_inside_is_not_nertools_own(tmp_path):
     path = make_output(tmp_path / "out")
     (tmp_path / "data").mkdir()

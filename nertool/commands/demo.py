@@ -79,7 +79,7 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
     from nertool.commands.train import run_train
     from nertool.console import say
     from nertool.errors import InterruptedBySignalError, NertoolError
-    from nertool.files import MANIFEST_NAME, check_output, is_empty, read_json, remove_own, write_manifest
+    from nertool.files import MANIFEST_NAME, check_output, read_json, remove_own, write_manifest
     from nertool.model import backbone_path
     from nertool.settings import load_settings
 
@@ -88,8 +88,7 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
     manifest = output / MANIFEST_NAME
     if force or not manifest.is_file() or read_json(manifest).get("command") != "demo":
         check_output(output, force=force)
-        if output.is_dir() and not is_empty(output):
-            remove_own(output)
+        remove_own(output)
         output.mkdir(exist_ok=True)
         write_manifest(output, "demo", trees=_TREES, nertool_version=__version__)
     elif read_json(manifest)["nertool_version"] != __version__:
