@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     Find = Callable[[MentionCounts, Lexicon], tuple[list[Suspect], dict[str, Any]]]
 
-_SHOWN = 10
-
 
 @command
 def audit(

@@ -10,6 +10,7 @@ from nertool.commands.options import Config, Force, Json, Model, Set, SkipInvali
 
 if TYPE_CHECKING:
     from nertool.documents import Document
+    from nertool.settings import Settings
 
 
 @command
@@ -44,7 +45,7 @@ def cache(
         suggest("train", *data, "--output", "run", *(["--model", model] if model else []))
 
 
-def run_cache(source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:
+def run_cache(source: Path, output: Path, settings: "Settings", *, force: bool = False) -> dict[str, Any]:
     """Builds a cache, or opens the one that is there if the same things made it.
 
     Args:

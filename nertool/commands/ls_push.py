@@ -12,7 +12,7 @@ from nertool.commands.options import Config, Json, Set, SkipInvalid, command, se
 if TYPE_CHECKING:
     from nertool.documents import Entity
     from nertool.label_studio import Server
-    from nertool.labelling_sync import Pushed
+    from nertool.labelling_sync import Push, Pushed
     from nertool.labelling_tasks import Item
     from nertool.settings import Settings
 
@@ -214,7 +214,7 @@ def run_push_spool(folder: Path, settings: "Settings", *, only: Path | None = No
     return results
 
 
-def _send(server: "Server", project: str, wanted: Any) -> dict[str, Any]:
+def _send(server: "Server", project: str, wanted: "Push") -> dict[str, Any]:
     from dataclasses import asdict
 
     from nertool.console import progress

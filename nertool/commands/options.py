@@ -6,12 +6,15 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
 from nertool.commands.plain_help import COMMON
 from nertool.errors import InterruptedBySignalError, NertoolError
+
+if TYPE_CHECKING:
+    from nertool.settings import Settings
 
 Parameters = ParamSpec("Parameters")
 
@@ -123,7 +126,7 @@ def _print_error(message: str, hint: str | None) -> None:
         say(f"  → {hint}")
 
 
-def settings_from(config: Path | None, assignments: list[str] | None, options: dict[str, Any]) -> Any:
+def settings_from(config: Path | None, assignments: list[str] | None, options: dict[str, Any]) -> "Settings":
     """Resolves the settings from what the command line says."""
     from nertool.settings import load_settings
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from nertool.bulk_prediction import Engine, Job
     from nertool.chunks import Shard
+    from nertool.settings import Settings
 
 STANDARD = Path("-")
 
@@ -119,7 +120,7 @@ def run_predict(
     model_folder: Path,
     source: Path,
     output: Path,
-    settings: Any,
+    settings: "Settings",
     *,
     force: bool = False,
     from_format: str | None = None,
@@ -203,7 +204,7 @@ def run_predict(
     }
 
 
-def _what_parts_share(source: Path, output: Path, settings: Any, from_format: str | None) -> dict[str, Any]:
+def _what_parts_share(source: Path, output: Path, settings: "Settings", from_format: str | None) -> dict[str, Any]:
     """Returns what all shards must have alike besides what decides on the entities; None: not known yet."""
     from nertool.chunks import describe_files
     from nertool.errors import NertoolError
@@ -215,7 +216,9 @@ def _what_parts_share(source: Path, output: Path, settings: Any, from_format: st
     return {**run_by, "files": describe_files(source, from_format), "runs_on": None}
 
 
-def _predict_to_stdout(model: Path, source: Path, settings: Any, from_format: str | None, engine_name: Any) -> None:
+def _predict_to_stdout(
+    model: Path, source: Path, settings: "Settings", from_format: str | None, engine_name: Literal["local", "ray"]
+) -> None:
     import shutil
     from tempfile import TemporaryDirectory
 

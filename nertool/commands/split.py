@@ -9,6 +9,7 @@ from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, comm
 
 if TYPE_CHECKING:
     from nertool.errors import NertoolError
+    from nertool.settings import DataSettings
 
 
 @command
@@ -46,7 +47,7 @@ def split(
         suggest("train", "--train", output / "train", "--eval", output / "eval", "--output", "run")
 
 
-def run_split(source: Path, output: Path, settings: Any, *, force: bool = False) -> dict[str, Any]:
+def run_split(source: Path, output: Path, settings: "DataSettings", *, force: bool = False) -> dict[str, Any]:
     """Splits documents; reads them twice, to plan and to write, so that memory stays small.
 
     Args:
