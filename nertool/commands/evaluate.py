@@ -1,24 +1,15 @@
 """`nertool evaluate`: how well a model does on documents with gold entities."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nertool.commands.options import Config, Device, Force, Json, LsProject, Set, SkipInvalid, command, settings_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from nertool.comparison import ReviewedSection
-    from nertool.documents import Document
-    from nertool.error_analysis import ErrorItem
-    from nertool.matching import Scheme, SectionPair
-    from nertool.metrics import Scores
+    from nertool.evaluation import Evaluation
+    from nertool.settings import Settings
 
 
 @command
@@ -168,27 +159,10 @@ def _short_name(path: Path) -> str:
     return "/".join(path.absolute().parts[-2:]).encode(errors="replace").decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What became of scoring.
-
-    Args:
-        report: What `--json` prints; see `metrics.evaluation_report` and docs/reference/metrics.md.
-        gold_documents: The documents with the gold entities.
-        predicted_documents: The same with those that are scored, in the same order.
-        errors: The errors; their sections are counted through all documents.
-    """
-
-    report: dict[str, Any]
-    gold_documents: "list[Document]"
-    predicted_documents: "list[Document]"
-    errors: "list[ErrorItem]"
-
-
 def run_evaluate(
     model_folder: Path,
     source: Path,
-    settings: Any,
+    settings: "Settings",
     *,
     baseline: Path | None = None,
     baseline_gold: Path | None = None,
@@ -197,7 +171,7 @@ def run_evaluate(
     tune: bool = False,
     into_card: bool = False,
     force: bool = False,
-) -> Evaluation:
+) -> "Evaluation":
     """Scores a model, or documents against documents.
 
     Args:
@@ -216,20 +190,28 @@ def run_evaluate(
     Raises:
         NertoolError: If the model or the documents can't be used.
     """
-    from collections import Counter
-
     from nertool.errors import NertoolError
-    from nertool.files import check_output, last_part, new_folder
+    from nertool.evaluation import (
+        Evaluation,
+        found_in,
+        full_report,
+        is_annotation,
+        keep_scores,
+        open_rival,
+        predict,
+        read_annotation,
+        seen_in_training,
+        tune_model,
+    )
+    from nertool.files import check_output, new_folder
     from nertool.formats import ReadReport
     from nertool.formats.kazu import KazuWriter
     from nertool.formats.reading import report_reading, write_rejected
-    from nertool.metrics import evaluation_report, score
-    from nertool.provenance import annotators
     from nertool.sources import Source
 
     if predictions is not None:
         check_output(predictions, force=force, source=source)
-    of_documents = _holds_documents(model_folder)
+    of_documents = is_annotation(model_folder)
     if of_documents and tune:
         raise NertoolError(f"{model_folder} holds documents, which have no thresholds to tune", "name a model")
     if of_documents and into_card:
@@ -237,42 +219,17 @@ def run_evaluate(
     reading = ReadReport()
     gold_documents = Source(source, settings, reading).read_all()
     # What may be wrong with what else was given comes out before a model is run for minutes.
-    rival = _open_rival(baseline, baseline_gold, gold_documents, settings)
-    seen = _seen_in_training(model_folder, train, settings)
+    rival = open_rival(baseline, baseline_gold, gold_documents, settings)
+    seen = seen_in_training(model_folder, train, settings)
     if of_documents:
-        found = _with_labels(_read_predicted(model_folder, gold_documents, settings))
+        found = found_in(read_annotation(model_folder, gold_documents, settings))
     else:
         if tune:
-            _tune(model_folder, source, gold_documents, settings)
-        found = _predict(model_folder, gold_documents, settings)
-    pairs = _pairs(gold_documents, found.documents)
-    scheme, samples, seed = (
-        settings.evaluate.scheme,
-        settings.evaluate.bootstrap_samples,
-        settings.evaluate.bootstrap_seed,
-    )
-    report = evaluation_report(pairs, found.labels, scheme=scheme, bootstrap_samples=samples, bootstrap_seed=seed)
-    report["counts"] |= {
-        "documents": len(gold_documents),
-        "annotators": dict(Counter(name for document in gold_documents for name in annotators(document))),
-        "rejected": len(reading.rejected),
-        **found.facts,
-    }
-    if rival is not None:
-        from nertool.comparison import compare
-
-        scores = score(pairs, found.labels, scheme)
-        facts = {"baseline": str(rival.path), "kind": rival.kind}
-        report["comparison"] = {**facts, "metrics": compare(scores, rival.score(found, scheme), samples, seed)}
-    analysis, errors = _analyse(gold_documents, found, pairs, seen, settings)
-    report |= analysis
-    if into_card and found.thresholds is not None:
-        from nertool.artefacts import keep_evaluation
-        from nertool.cache_building import scan
-        from nertool.kept_scores import kept_evaluation
-
-        facts = scan(gold_documents).to_json(last_part(source))
-        keep_evaluation(model_folder, kept_evaluation(pairs, found.labels, facts, found.thresholds, samples, seed))
+            tune_model(model_folder, source, gold_documents, settings)
+        found = predict(model_folder, gold_documents, settings)
+    report, errors = full_report(gold_documents, found, rival, seen, settings, rejected=len(reading.rejected))
+    if into_card:
+        keep_scores(model_folder, source, gold_documents, found, settings)
     if predictions is not None:
         with new_folder(predictions, "evaluate", force=force) as folder, KazuWriter(folder) as writer:
             for document in found.documents:
@@ -280,260 +237,3 @@ def run_evaluate(
             write_rejected(reading, folder / "rejected.jsonl")
     report_reading(reading)
     return Evaluation(report, gold_documents, found.documents, errors)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Documents with the entities that are to be scored, and what only a model knows of itself and of the gold."""
-
-    documents: "list[Document]"
-    labels: tuple[str, ...]
-    facts: dict[str, Any]
-    thresholds: dict[str, float] | None = None
-    counts: "NDArray[np.int64] | None" = None
-
-
-def _with_labels(documents: "list[Document]") -> _Found:
-    labels = {one.label for document in documents for section in document.sections for one in section.entities}
-    return _Found(documents, tuple(sorted(labels)), {"not_representable": None, "classes_unknown_to_the_model": {}})
-
-
-@dataclass(frozen=True, slots=True)
-class _Rival:
-    """What the scores are compared with.
-
-    Args:
-        path: Where it is.
-        kind: Other `predictions`, or other `gold`.
-        gold_documents: The gold documents that are scored against.
-        documents: Those of `path`, if it holds documents.
-        settings: The `Settings`.
-    """
-
-    path: Path
-    kind: Literal["predictions", "gold"]
-    gold_documents: "list[Document]"
-    documents: "list[Document] | None"
-    settings: Any
-
-    def score(self, found: _Found, scheme: "Scheme") -> "Scores":
-        """Scores what was found against the other gold, or the other predictions against the gold."""
-        from nertool.metrics import score
-
-        if self.kind == "gold" and self.documents is not None:
-            return score(_pairs(self.documents, found.documents), found.labels, scheme)
-        if self.documents is not None:
-            rival = _with_labels(self.documents)
-        else:
-            rival = _predict(self.path, self.gold_documents, self.settings, curves=False)
-        return score(_pairs(self.gold_documents, rival.documents), rival.labels, scheme)
-
-
-def _open_rival(
-    baseline: Path | None, baseline_gold: Path | None, gold_documents: "list[Document]", settings: Any
-) -> _Rival | None:
-    """Reads what the scores are to be compared with, or makes sure that it is a model."""
-    from nertool.artefacts import read_facts
-    from nertool.errors import NertoolError
-
-    if baseline is not None and baseline_gold is not None:
-        raise NertoolError("--baseline and --baseline-gold are two comparisons", "one at a time")
-    if baseline_gold is not None:
-        others = _read_predicted(baseline_gold, gold_documents, settings)
-        return _Rival(baseline_gold, "gold", gold_documents, others, settings)
-    if baseline is None:
-        return None
-    if _holds_documents(baseline):
-        others = _read_predicted(baseline, gold_documents, settings)
-        return _Rival(baseline, "predictions", gold_documents, others, settings)
-    read_facts(baseline)
-    return _Rival(baseline, "predictions", gold_documents, None, settings)
-
-
-def _analyse(
-    gold_documents: "list[Document]",
-    found: _Found,
-    pairs: "list[SectionPair]",
-    seen: set[tuple[str, str]] | None,
-    settings: Any,
-) -> "tuple[dict[str, Any], list[ErrorItem]]":
-    """Returns what the report tells beyond the scores, and the errors."""
-    from nertool.calibration import calibration
-    from nertool.comparison import compare_gold_sets
-    from nertool.error_analysis import find_errors, summarise_errors
-    from nertool.groups import SectionFacts, group_scores
-    from nertool.metrics import score
-    from nertool.provenance import section_annotators
-    from nertool.thresholds import threshold_curves
-
-    errors = find_errors(pairs)
-    strict = score(pairs, found.labels, "strict")
-    right = dict(zip(strict.classes, strict.counts[..., 0].sum(axis=0).tolist(), strict=True))
-    who = [name for document in gold_documents for name in section_annotators(document)]
-    names = [section.name for document in gold_documents for section in document.sections]
-    reviewed = list(_reviewed_sections(gold_documents, found.documents))
-    own = settings.evaluate
-    analysis = {
-        "errors": summarise_errors(errors, right),
-        "groups": group_scores(pairs, list(map(SectionFacts, names, who)), seen),
-        "gold_sets": compare_gold_sets(reviewed, found.labels, own.scheme, own.bootstrap_samples, own.bootstrap_seed),
-        "calibration": calibration(pairs),
-        "thresholds": found.thresholds,
-        "threshold_curves": None if found.counts is None else threshold_curves(found.counts, found.labels),
-    }
-    return analysis, errors
-
-
-def _tune(model_folder: Path, source: Path, documents: "list[Document]", settings: Any) -> None:
-    """Chooses the thresholds of the classes, keeps them in the model, and says what they are."""
-    from nertool.artefacts import Decisions, change_thresholds, read_facts
-    from nertool.cache_building import scan
-    from nertool.console import say
-    from nertool.files import last_part
-    from nertool.thresholds import tune_thresholds
-
-    before = Decisions.from_json(read_facts(model_folder))
-    counts = _predict(model_folder, documents, settings).counts
-    thresholds = before.thresholds if counts is None else tune_thresholds(counts, before)
-    facts = {"documents": last_part(source), "count": len(documents), "digest": scan(documents).digest}
-    change_thresholds(model_folder, thresholds, facts)
-    pairs = zip(before.scheme.labels, before.thresholds, thresholds, strict=True)
-    changed = [f"{label} {old:g} → {new:g}" for label, old, new in pairs if old != new]
-    say(f"thresholds: {', '.join(changed) or 'none is better than before'}")
-
-
-def _predict(model_folder: Path, gold_documents: "list[Document]", settings: Any, *, curves: bool = True) -> _Found:
-    """Predicts the documents; counts what other thresholds would give, if the curves are wanted."""
-    from collections import Counter
-
-    import numpy as np
-
-    from nertool.console import progress
-    from nertool.inference import Prepared, load_tagger, predict_documents
-    from nertool.representation import represent
-    from nertool.targets import locate, paint
-    from nertool.thresholds import count_at_thresholds
-
-    tagger = load_tagger(model_folder, settings.predict)
-    decisions = tagger.decisions
-    scheme = decisions.scheme
-    counts = []
-
-    def count(prepared: Prepared, logits: Any) -> None:
-        counts.append(count_at_thresholds(logits, prepared.tokens, prepared.sections, decisions))
-
-    predicted_documents: list[Document] = []
-    with progress("predicting", len(gold_documents), "documents") as advance:
-        size = settings.predict.documents_per_chunk
-        for chunk in predict_documents(tagger, gold_documents, size, count if curves else None):
-            predicted_documents += chunk
-            advance(len(predicted_documents))
-    sections = [section for document in gold_documents for section in document.sections]
-    tokens = tagger.tokenizer.tokenize([section.text for section in sections])
-    spans = locate(sections, tokens, scheme)
-    ceiling = represent(sections, tokens, spans, paint(spans, len(tokens.ids), scheme), scheme)
-    labels = Counter(entity.label for section in sections for entity in section.entities)
-    facts = {
-        "not_representable": ceiling.to_json(),
-        "classes_unknown_to_the_model": dict(sorted((k, v) for k, v in labels.items() if k not in scheme.labels)),
-    }
-    thresholds = dict(zip(scheme.labels, decisions.thresholds, strict=True))
-    return _Found(predicted_documents, scheme.labels, facts, thresholds, np.sum(counts, axis=0) if curves else None)
-
-
-def _pairs(gold_documents: "Sequence[Document]", predicted_documents: "Sequence[Document]") -> "list[SectionPair]":
-    from nertool.matching import SectionPair
-
-    return [
-        SectionPair(number, gold.entities, predicted.entities)
-        for number, (gold_document, predicted_document) in enumerate(
-            zip(gold_documents, predicted_documents, strict=True)
-        )
-        for gold, predicted in zip(gold_document.sections, predicted_document.sections, strict=True)
-    ]
-
-
-def _reviewed_sections(
-    gold_documents: "Sequence[Document]", predicted_documents: "Sequence[Document]"
-) -> "Iterator[ReviewedSection]":
-    """Yields the sections of which it is known what people were shown, and what they made of it."""
-    from dataclasses import replace
-
-    from nertool.comparison import ReviewedSection
-    from nertool.provenance import makers
-    from nertool.reviews import sent_before_review
-
-    for number, (gold_document, predicted_document) in enumerate(zip(gold_documents, predicted_documents, strict=True)):
-        for gold, predicted in zip(gold_document.sections, predicted_document.sections, strict=True):
-            sent = sent_before_review(gold)
-            if sent is not None:
-                as_sent = replace(gold_document, sections=(replace(gold, entities=sent),))
-                sent_by = " and ".join(sorted(makers(as_sent))) or "not known"
-                yield ReviewedSection(number, sent, gold.entities, predicted.entities, sent_by)
-
-
-def _seen_in_training(model_folder: Path, train: Path | None, settings: Any) -> set[tuple[str, str]] | None:
-    """Returns the mentions of the training documents; `None` if those are not at hand."""
-    from nertool.artefacts import NERTOOL_FILE, read_facts
-    from nertool.formats import ReadReport
-    from nertool.groups import training_mentions
-    from nertool.sources import Source
-    from nertool.window_cache import is_cache, open_cache
-
-    if train is None:
-        train = model_folder.resolve().parent / "cache"
-        if not is_cache(train) or not (model_folder / NERTOOL_FILE).is_file():
-            return None
-        learned_from = read_facts(model_folder).get("train", {}).get("digest")  # older models don't say
-        if learned_from not in (None, open_cache(train).info["fingerprint"]["documents"]):
-            return None
-    return training_mentions(Source(train, settings, ReadReport()).read())
-
-
-def _holds_documents(path: Path) -> bool:
-    """Tells whether what was given as the model is documents, which somebody else has annotated."""
-    from nertool.formats.reading import holds_documents
-    from nertool.window_cache import is_cache
-
-    if path.is_file():
-        return holds_documents(path)
-    if not path.is_dir() or is_cache(path):
-        return False
-    names = {one.name for one in path.iterdir() if not one.name.startswith(".")}
-    of_a_model = {"nertool.json", "config.json", "tokenizer.json", "model.safetensors", "run.json", "model"}
-    return not names & of_a_model and any(holds_documents(Path(name)) for name in names)
-
-
-def _read_predicted(path: Path, gold_documents: "list[Document]", settings: Any) -> "list[Document]":
-    """Returns annotated documents in the order and with the sections of the gold ones.
-
-    Raises:
-        NertoolError: If a section of the gold ones isn't there with the same text.
-    """
-    from nertool.console import say
-    from nertool.documents import Document
-    from nertool.errors import NertoolError
-    from nertool.formats import ReadReport, read_documents
-
-    by_id = {one.id: one for one in read_documents(path, ReadReport(), skip_invalid=settings.data.skip_invalid)}
-    predicted, missing = [], []
-    for gold in gold_documents:
-        known = list(by_id[gold.id].sections) if gold.id in by_id else []
-        found = []
-        for section in gold.sections:
-            same = [one for one in known if one.text == section.text]
-            best = next((one for one in same if one.name == section.name), same[0] if same else None)
-            if best is None:
-                missing.append(f"{gold.id} ({section.name})")
-            else:
-                known.remove(best)
-                found.append(best)
-        predicted.append(Document(gold.id, tuple(found), by_id[gold.id].extra if gold.id in by_id else {}))
-    if missing:
-        raise NertoolError(
-            f"{path} lacks {len(missing)} sections of the gold documents: {', '.join(missing[:5])}",
-            "both need the same documents with the same texts",
-        )
-    if left_out := len(by_id.keys() - {gold.id for gold in gold_documents}):
-        say(f"note: {left_out:,} documents of {path} are not among the gold ones, and were left out")
-    return predicted
