@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import IO, Any, Protocol, TextIO, cast
@@ -115,6 +115,28 @@ def say_beside(mark: str, style: str, message: str) -> None:
     """Prints a line for people that begins with a coloured word."""
     console = stderr_console()
     console.print(Text.assemble((mark, style), " ", console.render_str(message)))
+
+
+def number_table(
+    *names: str, numbers: Iterable[str], last: str | None = None, title: str | None = None, framed: bool = False
+) -> Table:
+    """Returns a table that has no rows yet.
+
+    Args:
+        names: Heads of the columns with names, at the left.
+        numbers: Heads of the columns with numbers.
+        last: Head of a column with words, at the right.
+        title: What stands above it.
+        framed: Whether it has lines.
+    """
+    table = Table(*names, title=title, title_justify="left")
+    if not framed:
+        table.box, table.pad_edge = None, False
+    for head in numbers:
+        table.add_column(head, justify="right")
+    if last is not None:
+        table.add_column(last)
+    return table
 
 
 def show(table: Table) -> None:

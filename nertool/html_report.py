@@ -18,6 +18,7 @@ from nertool.documents import Document
 from nertool.error_analysis import KINDS, MEANINGS, NONE, ErrorItem
 from nertool.error_browser import browser_data, choose_errors
 from nertool.files import write_atomic
+from nertool.metrics import classes_of, other_scheme
 from nertool.report_plots import loss_plot, precision_recall_plot, reliability_plot, scores_plot, threshold_plot
 
 PACKAGES = ("jinja2", "matplotlib")
@@ -100,7 +101,7 @@ def html_page(
     )
     style, script = ((_FILES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     numbers = Numbers(report)
-    classes = _classes(report)
+    classes = classes_of(report["schemes"]["strict"])
     chosen = choose_errors(errors)
     return environment.get_template("page.html").render(
         version=__version__,
@@ -116,7 +117,7 @@ def html_page(
         model=model,
         documents=documents,
         classes=classes,
-        other_scheme="strict" if report["scheme"] == "overlap" else "overlap",
+        other_scheme=other_scheme(report["scheme"]),
         meanings_of_schemes=_MEANINGS_OF_SCHEMES,
         axis=_axis([report["confidence_intervals"].get(f"{label}_f1") for label in [*classes, "micro", "mean"]]),
         comparison=report.get("comparison"),
@@ -168,13 +169,6 @@ def in_words(value: float | None, signed: bool = False) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:{'+' if signed else ''}.3f}".replace("-", "−")
-
-
-def _classes(report: Mapping[str, Any]) -> list[str]:
-    """Returns all classes, in the order in which `evaluate` shows them."""
-    of_strict = report["schemes"]["strict"]
-    ends = "_support"
-    return [key.removesuffix(ends) for key in of_strict if key.endswith(ends) and key != f"micro{ends}"]
 
 
 def _axis(intervals: Sequence[Mapping[str, Any] | None]) -> tuple[float, float]:

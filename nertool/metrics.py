@@ -129,6 +129,17 @@ def evaluation_report(
     }
 
 
+def other_scheme(scheme: Scheme) -> Scheme:
+    """Returns the scheme that is shown beside one."""
+    return "strict" if scheme == "overlap" else "overlap"
+
+
+def classes_of(flat: Iterable[str]) -> list[str]:
+    """Returns the classes that the keys of flat numbers tell of, in their order."""
+    ends = "_support"
+    return [key.removesuffix(ends) for key in flat if key.endswith(ends) and key != f"micro{ends}"]
+
+
 def confidence_intervals(scores: Scores, samples: int, seed: int) -> dict[str, dict[str, Any] | None]:
     """Returns 95 % percentile bootstrap intervals of the overall numbers and of those of each class.
 

@@ -158,9 +158,7 @@ def show_plan(result: dict[str, Any]) -> None:
 
 def show_reconciliation(reconciliation: dict[str, Any]) -> None:
     """Prints what became of all mentions, class by class, with examples of what was lost."""
-    from rich.table import Table
-
-    from nertool.console import counted, say, show
+    from nertool.console import counted, number_table, say, show
     from nertool.reconciliation import OUTCOMES
 
     texts, totals = reconciliation["pieces"], reconciliation["totals"]
@@ -170,13 +168,11 @@ def show_reconciliation(reconciliation: dict[str, Any]) -> None:
         + f", {texts['unusable']:,} with unusable answers, {texts['missing']:,} without answers"
     )
     shown = [name for name in OUTCOMES if totals[name]]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class")
-    for name in ("mentions", *shown, "entities"):
-        table.add_column(name, justify="right")
+    columns = ("mentions", *shown, "entities")
+    table = number_table("class", numbers=columns)
     for label, row in reconciliation["classes"].items():
-        table.add_row(label, *(f"{row.get(name, 0):,}" for name in ("mentions", *shown, "entities")))
-    table.add_row("all", *(f"{totals[name]:,}" for name in ("mentions", *shown, "entities")))
+        table.add_row(label, *(f"{row.get(name, 0):,}" for name in columns))
+    table.add_row("all", *(f"{totals[name]:,}" for name in columns))
     show(table)
     for name in ("unusable", "malformed", "unknown class", "not in the text", "fuzzy"):
         for example in reconciliation["examples"].get(name, [])[:2]:

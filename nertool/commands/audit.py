@@ -195,14 +195,11 @@ def _unknown(scanned: "Scan", labels: "Sequence[str]") -> dict[str, int]:
 
 def show_audit(summary: dict[str, Any], documents: Path, output: Path) -> None:
     """Shows people how much is suspect, class by class, and the worst of it."""
-    from rich.table import Table
-
-    from nertool.console import counted, say, show
+    from nertool.console import counted, number_table, say, show
     from nertool.suspects import KINDS
 
-    table = Table("class", title=f"suspect from a score of {summary['min_score']:g} on", title_justify="left")
-    for name in ("entities", *KINDS):
-        table.add_column(name, justify="right")
+    title = f"suspect from a score of {summary['min_score']:g} on"
+    table = number_table("class", numbers=("entities", *KINDS), title=title, framed=True)
     for label, row in [*summary["classes"].items(), ("all", summary["all_classes"])]:
         if label == "all":
             table.add_section()

@@ -124,15 +124,10 @@ def summarise(reviews: "list[Review]", others: int) -> dict[str, Any]:
 
 def show_reviews(result: dict[str, Any]) -> None:
     """Prints what people did."""
-    from rich.table import Table
-
-    from nertool.console import counted, say, show
+    from nertool.console import counted, number_table, say, show
     from nertool.reviews import MEANINGS
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("status")
-    table.add_column("sections", justify="right")
-    table.add_column("")
+    table = number_table("status", numbers=["sections"], last="")
     for status, count in result["statuses"].items():
         if count:
             table.add_row(status, f"{count:,}", MEANINGS[status])

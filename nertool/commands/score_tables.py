@@ -1,6 +1,6 @@
-"""The scores of `nertool evaluate` on one screen; all the rest is in the JSON."""
+"""Scores on one screen; all the rest is in the JSON."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,12 +15,13 @@ _NUMBERS = ("precision", "recall", "f1")
 def show_report(report: Mapping[str, Any]) -> None:
     """Shows people the scores as tables: per class, the comparison, the errors and the groups, as far as there are."""
     from nertool.console import counted, say, show
+    from nertool.metrics import other_scheme
 
     show(_classes(report))
     others = [
         f"{name}: micro F1 {_number(scores['micro_f1'])}, mean F1 {_number(scores['mean_f1'])}"
         for name, scores in report["schemes"].items()
-        if name not in (report["scheme"], _other_scheme(report))
+        if name not in (report["scheme"], other_scheme(report["scheme"]))
     ]
     say("; ".join(others))
     if comparison := report.get("comparison"):
@@ -41,17 +42,13 @@ def show_report(report: Mapping[str, Any]) -> None:
         say(f"note: the model does not know the class {label!r} ({entities}, counted as missed)")
 
 
-def _other_scheme(report: Mapping[str, Any]) -> str:
-    return "strict" if report["scheme"] == "overlap" else "overlap"
-
-
 def _classes(report: Mapping[str, Any]) -> "Table":
-    from rich.table import Table
+    from nertool.console import number_table
+    from nertool.metrics import classes_of, other_scheme
 
-    other = _other_scheme(report)
-    table = Table("class", title=f"scheme: {report['scheme']}", title_justify="left")
-    for name in ("precision", "recall", "F1", "95 % interval", f"{other} F1", "support"):
-        table.add_column(name, justify="right")
+    other = other_scheme(report["scheme"])
+    heads = ("precision", "recall", "F1", "95 % interval", f"{other} F1", "support")
+    table = number_table("class", numbers=heads, title=f"scheme: {report['scheme']}", framed=True)
 
     def row(name: str, key: str, *, f1_only: bool = False) -> None:
         rates = [None if f1_only and what != "f1" else report.get(f"{key}_{what}") for what in _NUMBERS]
@@ -64,9 +61,8 @@ def _classes(report: Mapping[str, Any]) -> "Table":
             "" if support is None or f1_only else f"{support:,}",
         )
 
-    for key in report:
-        if key.endswith("_support") and key != "micro_support":
-            row(key.removesuffix("_support"), key.removesuffix("_support"))
+    for label in classes_of(report):
+        row(label, label)
     table.add_section()
     row("all (micro)", "micro")
     row("mean of the classes", "mean", f1_only=True)
@@ -74,12 +70,11 @@ def _classes(report: Mapping[str, Any]) -> "Table":
 
 
 def _comparison(comparison: Mapping[str, Any]) -> "Table":
+    from nertool.console import number_table
+
     what = "gold" if comparison["kind"] == "gold" else "baseline"
-    table = _plain_table(
-        f"beside the {what} {comparison['baseline']}",
-        ("here", what, "difference", "95 % interval", "p-value"),
-        first="F1",
-    )
+    heads = ("here", what, "difference", "95 % interval", "p-value")
+    table = number_table("F1", numbers=heads, title=f"beside the {what} {comparison['baseline']}")
     metrics = comparison["metrics"]
     overall = {"micro_f1": "all (micro)", "mean_f1": "mean of the classes"}
     keys = [*(key for key in metrics if key.endswith("_f1") and key not in overall), *overall]
@@ -97,11 +92,11 @@ def _comparison(comparison: Mapping[str, Any]) -> "Table":
 
 
 def _gold_sets(gold_sets: Mapping[str, Any], scheme: str) -> "Table":
-    from nertool.console import counted
+    from nertool.console import counted, number_table
 
     sent_by = ", ".join(gold_sets["sent_by"])
     title = f"{counted(gold_sets['sections'], 'section')} that people corrected or confirmed; sent to them: {sent_by}"
-    table = _plain_table(title, (*_NUMBERS[:2], "F1", "overlap F1"), first=scheme)
+    table = number_table(scheme, numbers=(*_NUMBERS[:2], "F1", "overlap F1"), title=title)
     names = {
         "predicted_against_sent": "predictions against what was sent",
         "predicted_against_people": "predictions against people's",
@@ -115,10 +110,10 @@ def _gold_sets(gold_sets: Mapping[str, Any], scheme: str) -> "Table":
 
 
 def _show_errors(errors: Mapping[str, Any]) -> None:
-    from nertool.console import say, show
+    from nertool.console import number_table, say, show
     from nertool.error_analysis import NONE
 
-    table = _plain_table(None, ("count",), first="errors (strict)", last="mostly in")
+    table = number_table("errors (strict)", numbers=["count"], last="mostly in")
     for kind, facts in errors["kinds"].items():
         if facts["classes"]:
             most = sorted(facts["classes"].items(), key=lambda item: (-item[1], item[0]))[:_MOST_CLASSES]
@@ -141,11 +136,9 @@ def _show_errors(errors: Mapping[str, Any]) -> None:
 
 
 def _groups(groups: Mapping[str, Any]) -> "Table":
-    from rich.table import Table
+    from nertool.console import number_table
 
-    table = Table("groups (strict)", "", box=None, pad_edge=False)
-    for column in ("precision", "recall", "F1", "support"):
-        table.add_column(column, justify="right")
+    table = number_table("groups (strict)", "", numbers=("precision", "recall", "F1", "support"))
     for name, scores in groups.items():
         few = scores and (name != "section" or len(scores) <= _MOST_SECTIONS)
         if few and (len(scores) > 1 or name == "seen in training"):
@@ -155,16 +148,25 @@ def _groups(groups: Mapping[str, Any]) -> "Table":
     return table
 
 
-def _plain_table(title: str | None, columns: Iterable[str], *, first: str, last: str | None = None) -> "Table":
-    from rich.table import Table
+def show_beside_teacher(report: Mapping[str, Any]) -> None:
+    """Shows people a teacher and its student side by side."""
+    from nertool.console import number_table, say, show
+    from nertool.metrics import classes_of
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    if last is not None:
-        table.add_column(last)
-    return table
+    sides = [report["teacher"], report["student"]]
+    table = number_table("", numbers=("teacher", "student"), title="on the eval split", framed=True)
+    for label in classes_of(sides[0]["scores"]):
+        table.add_row(f"F1, {label}", *(_number(side["scores"].get(f"{label}_f1")) for side in sides))
+    table.add_section()
+    table.add_row("micro F1", *(_number(side["scores"]["micro_f1"]) for side in sides))
+    table.add_row("mean F1", *(_number(side["scores"]["mean_f1"]) for side in sides))
+    table.add_section()
+    table.add_row("parameters", *(f"{side['parameters'] / 1e6:.1f} M" for side in sides))
+    table.add_row("size", *(f"{side['megabytes']:.0f} MB" for side in sides))
+    table.add_row("speed", *(f"{side['tokens_per_second']:,} tokens/s" for side in sides))
+    show(table)
+    if report["retained"] is not None:
+        say(f"the student keeps {report['retained']:.1%} of the teacher's score")
 
 
 def _number(value: float | None) -> str:

@@ -119,21 +119,15 @@ def _parse_fractions(text: str | None) -> tuple[float, ...] | None:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.table import Table
+    from nertool.console import number_table, say, show
+    from nertool.splitting import SIDES
 
-    from nertool.console import say, show
-
-    table = Table("class", title="entities in each side", title_justify="left")
-    for side in ("train", "eval", "test"):
-        table.add_column(side, justify="right")
+    table = number_table("class", numbers=SIDES, title="entities in each side", framed=True)
     for label, row in report["classes"].items():
-        table.add_row(
-            label,
-            *(f"{row['counts'][side]:,} ({100 * row['shares'][side]:.1f} %)" for side in ("train", "eval", "test")),
-        )
+        table.add_row(label, *(f"{row['counts'][side]:,} ({100 * row['shares'][side]:.1f} %)" for side in SIDES))
     counts = report["counts"]["documents"]
     table.add_section()
-    table.add_row("documents", *(f"{counts[side]:,}" for side in ("train", "eval", "test")))
+    table.add_row("documents", *(f"{counts[side]:,}" for side in SIDES))
     show(table)
     if groups := report["duplicate_groups"]:
         kinds = [group["kind"] for group in groups]
