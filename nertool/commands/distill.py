@@ -64,6 +64,7 @@ def distill(
 
     nertool distill run/model --train split/train --eval split/eval --unlabelled texts --student-layers 3 --output small
     """  # fmt: skip
+    from nertool.commands.score_tables import show_beside_teacher
     from nertool.console import print_json, say, suggest
 
     options = {
@@ -82,7 +83,7 @@ def distill(
     if json:
         print_json(report)
     else:
-        show_report(report)
+        show_beside_teacher(report)
         say(f"model: {report['model']}")
         small = ["--format", "onnx", "--precision", "int8", "--eval", eval_data]
         suggest("export", report["model"], "packed", *small)
@@ -122,6 +123,8 @@ def run_distill(
         NertoolError: If inputs are invalid or don't fit.
         InterruptedBySignalError: After saving, if a signal came in.
     """
+    from functools import partial
+
     from nertool.commands.together import lead_or_follow
     from nertool.errors import NertoolError
 
@@ -133,16 +136,12 @@ def run_distill(
     if logits != output / "logits" and output.resolve() in logits.resolve().parents:
         raise NertoolError(f"--logits {logits} is inside {output}, which --force removes", "name a folder beside it")
 
-    def lead(world: "World", tell: Tell) -> dict[str, Any]:
-        return _lead(
-            teacher_folder, train_data, eval_data, output, settings, world, tell, unlabelled=unlabelled,
-            logits=logits, resume=resume, force=force, ls_project=ls_project,
-        )  # fmt: skip
-
-    return lead_or_follow(
-        output, settings, lead, lambda world: _follow(teacher_folder, eval_data, output, settings, world),
+    lead = partial(
+        _lead, teacher_folder, train_data, eval_data, output, settings, unlabelled=unlabelled, logits=logits,
         resume=resume, force=force, ls_project=ls_project,
     )  # fmt: skip
+    follow = partial(_follow, teacher_folder, eval_data, output, settings)
+    return lead_or_follow(output, settings, lead, follow, resume=resume, force=force, ls_project=ls_project)
 
 
 def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it)
@@ -280,9 +279,11 @@ def _model_name(folder: Path) -> str:
     return last_part(path.parent if path.name == "model" else path)
 
 
-def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Settings", world: "World") -> None:
+def _follow(
+    teacher_folder: Path, eval_data: Path, output: Path, settings: "Settings", world: "World", job: dict[str, Any]
+) -> None:
     """What the other processes do: open what the first one made, and train with it."""
-    from nertool.commands.together import may_stop, read_eval, silent_interrupts
+    from nertool.commands.together import read_eval
     from nertool.devices import choose_device, choose_precision, seed_everything
     from nertool.distillation import Lesson, distillation_task
     from nertool.distributed import local_rank
@@ -291,9 +292,6 @@ def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Sett
     from nertool.teacher_logits import open_logits
     from nertool.window_cache import open_cache
 
-    job: dict[str, Any] = world.share(None)
-    if may_stop(job):
-        return
     teacher = load_model(teacher_folder)
     settings = _with_the_teachers(settings, teacher)
     seed_everything(settings.train.seed)
@@ -311,8 +309,7 @@ def _follow(teacher_folder: Path, eval_data: Path, output: Path, settings: "Sett
         lessons.append(Lesson(cache, logits, place["labelled"]))
     eval_documents = read_eval(eval_data, settings, job)
     task = distillation_task(lessons, student, settings.distill, tagger)
-    with silent_interrupts():
-        train_run(output, student, task, eval_documents, settings, {}, world)
+    train_run(output, student, task, eval_documents, settings, {}, world)
 
 
 def _with_the_teachers(settings: "Settings", teacher: "NerModel") -> "Settings":
@@ -353,66 +350,30 @@ def _ask(tagger: Any, cache: "WindowCache", folder: Path, name: str, digest: str
         return teacher_logits(folder, name, cache, tagger, digest, advance)
 
 
-def compare(teacher: Path, student: Path, documents: Any, settings: "Settings") -> dict[str, Any]:
+def compare(teacher: Path, student: Path, documents: "list[Document]", settings: "Settings") -> dict[str, Any]:
     """Returns teacher and student side by side, on the eval split: scores, sizes and speeds.
 
-    Both run on the same windows, in turns; a speed is the best of three.
+    Both run on the same windows, as a student has its teacher's tokenizer.
     """
-    import time
-
-    from nertool.inference import load_tagger, predict_sections
+    from nertool.inference import load_tagger
     from nertool.runs import evaluate_split, prepare_eval
+    from nertool.verification import tokens_per_second
 
     sides: dict[str, dict[str, Any]] = {}
     folders = {"teacher": teacher, "student": student}
     by_torch = settings.predict.model_copy(update={"engine": "torch"})
     taggers = {name: load_tagger(folder, by_torch) for name, folder in folders.items()}
-    splits = {name: prepare_eval(documents, tagger) for name, tagger in taggers.items()}
+    split = prepare_eval(documents, taggers["teacher"])
     for name, tagger in taggers.items():
-        metrics = evaluate_split(tagger, splits[name], settings)
-        flat = {key: value for key, value in metrics.items() if isinstance(value, int | float | None)}
+        metrics = evaluate_split(tagger, split, settings)
         network: Any = tagger.engine.network  # type: ignore[attr-defined]
         sides[name] = {
-            "scores": flat,
+            "scores": {key: value for key, value in metrics.items() if isinstance(value, int | float | None)},
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "megabytes": round(sum(file.stat().st_size for file in folders[name].glob("*.safetensors")) / 1e6, 1),
-            "tokens_per_second": 0,
         }
-    for _ in range(3):
-        for name, tagger in taggers.items():
-            begun = time.perf_counter()
-            predict_sections(tagger, splits[name].prepared)
-            rate = round(len(splits[name].prepared.tokens.ids) / (time.perf_counter() - begun))
-            sides[name]["tokens_per_second"] = max(rate, sides[name]["tokens_per_second"])
+    for name, speed in tokens_per_second(taggers, split.prepared).items():
+        sides[name]["tokens_per_second"] = speed
     metric = settings.train.metric
     of_teacher, of_student = (sides[name]["scores"][metric] for name in ("teacher", "student"))
     return {**sides, "retained": of_student / of_teacher if of_teacher and of_student is not None else None}
-
-
-def show_report(report: dict[str, Any]) -> None:
-    """Shows people teacher and student side by side."""
-    from rich.table import Table
-
-    from nertool.console import say, show
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    table = Table("", title="on the eval split", title_justify="left")
-    sides = [report["teacher"], report["student"]]
-    for name in ("teacher", "student"):
-        table.add_column(name, justify="right")
-    scores = sides[0]["scores"]
-    labels = [key.removesuffix("_support") for key in scores if key.endswith("_support") and key != "micro_support"]
-    for label in labels:
-        table.add_row(f"F1, {label}", *(number(side["scores"].get(f"{label}_f1")) for side in sides))
-    table.add_section()
-    table.add_row("micro F1", *(number(side["scores"]["micro_f1"]) for side in sides))
-    table.add_row("mean F1", *(number(side["scores"]["mean_f1"]) for side in sides))
-    table.add_section()
-    table.add_row("parameters", *(f"{side['parameters'] / 1e6:.1f} M" for side in sides))
-    table.add_row("size", *(f"{side['megabytes']:.0f} MB" for side in sides))
-    table.add_row("speed", *(f"{side['tokens_per_second']:,} tokens/s" for side in sides))
-    show(table)
-    if report["retained"] is not None:
-        say(f"the student keeps {report['retained']:.1%} of the teacher's score")

@@ -1,7 +1,6 @@
 """What `train` and `distill` share: one process that leads, and under torchrun others that follow."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from nertool.window_cache import WindowCache
     from nertool.windows import SectionTokenizer
 
-# Tells the processes that follow what to do; see `may_stop`.
+# Tells the processes that follow what to do.
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -23,7 +22,7 @@ def lead_or_follow(
     output: Path,
     settings: "Settings",
     lead: "Callable[[World, Tell], dict[str, Any]]",
-    follow: "Callable[[World], None]",
+    follow: "Callable[[World, dict[str, Any]], object]",
     *,
     resume: bool,
     force: bool,
@@ -34,25 +33,27 @@ def lead_or_follow(
     Args:
         output: The run's folder; nobody else may work on it meanwhile.
         settings: The settings.
-        lead: What the first process does, which is all but for the shared work where there are others.
-        follow: What the others do.
+        lead: What the first process does, which is all but for the shared work where there are others; it tells them
+            what to do, or that the run is `finished`.
+        follow: What the others do, given what they were told.
         resume: Go on with an interrupted run.
         force: Remove an older run.
         ls_project: The Label Studio project in which evaluations are shown.
 
     Returns:
         What `lead` returns; None in all processes but the first.
+
+    Raises:
+        SystemExit: Where a process that follows has to stop; the first one says why.
     """
     from nertool.commands.showing import check_showing
-    from nertool.console import quiet
     from nertool.distributed import join_world
     from nertool.files import exclusive
     from nertool.run_folder import check_run_folder
 
     with join_world() as world:
         if world.rank:
-            with quiet():
-                follow(world)
+            _follow(world, follow)
             return None
         told = False
 
@@ -73,15 +74,20 @@ def lead_or_follow(
             raise
 
 
-def may_stop(job: dict[str, Any]) -> bool:
-    """Says whether there is nothing to do for a process that follows.
+def _follow(world: "World", follow: "Callable[[World, dict[str, Any]], object]") -> None:
+    """Does as the first process tells, without a word."""
+    from nertool.console import quiet
+    from nertool.errors import InterruptedBySignalError
 
-    Raises:
-        SystemExit: If the first process failed, which says why.
-    """
-    if "failed" in job:
-        raise SystemExit(2)
-    return "finished" in job
+    with quiet():
+        try:
+            job: dict[str, Any] = world.share(None)
+            if "failed" in job:
+                raise SystemExit(2)
+            if "finished" not in job:
+                follow(world, job)
+        except InterruptedBySignalError as error:
+            raise SystemExit(128 + error.signal_number) from error
 
 
 def read_eval(path: Path, settings: "Settings", job: dict[str, Any]) -> "list[Document]":
@@ -99,17 +105,6 @@ def read_eval(path: Path, settings: "Settings", job: dict[str, Any]) -> "list[Do
     if scan(documents).digest != job["eval"]:
         raise NertoolError(f"{path} holds other documents here than for the first process", "use one file system")
     return documents
-
-
-@contextmanager
-def silent_interrupts() -> Iterator[None]:
-    """Ends a process that follows without a word when a signal came in: the first one says so."""
-    from nertool.errors import InterruptedBySignalError
-
-    try:
-        yield
-    except InterruptedBySignalError as error:
-        raise SystemExit(128 + error.signal_number) from error
 
 
 def data_facts(

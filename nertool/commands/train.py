@@ -21,6 +21,8 @@ from nertool.commands.options import (
 from nertool.commands.together import Tell
 
 if TYPE_CHECKING:
+    from nertool.distributed import World
+    from nertool.settings import Settings
     from nertool.suspects import Suspect
 
 
@@ -84,7 +86,7 @@ def run_train(
     train_data: Path,
     eval_data: Path,
     output: Path,
-    settings: Any,
+    settings: "Settings",
     *,
     suspects: Path | None = None,
     resume: bool = False,
@@ -110,26 +112,24 @@ def run_train(
         NertoolError: If inputs are invalid or don't fit.
         InterruptedBySignalError: After saving, if a signal came in.
     """
+    from functools import partial
+
     from nertool.commands.together import lead_or_follow
 
-    def lead(world: Any, tell: Tell) -> dict[str, Any]:
-        return _lead_train(
-            train_data, eval_data, output, settings, world, tell, suspects=suspects, resume=resume, force=force,
-            ls_project=ls_project,
-        )  # fmt: skip
-
-    return lead_or_follow(
-        output, settings, lead, lambda world: _follow_train(eval_data, output, settings, world),
-        resume=resume, force=force, ls_project=ls_project,
+    lead = partial(
+        _lead, train_data, eval_data, output, settings, suspects=suspects, resume=resume, force=force,
+        ls_project=ls_project,
     )  # fmt: skip
+    follow = partial(_follow, eval_data, output, settings)
+    return lead_or_follow(output, settings, lead, follow, resume=resume, force=force, ls_project=ls_project)
 
 
-def _lead_train(
+def _lead(
     train_data: Path,
     eval_data: Path,
     output: Path,
-    settings: Any,
-    world: Any,
+    settings: "Settings",
+    world: "World",
     tell: Tell,
     *,
     suspects: Path | None,
@@ -198,26 +198,22 @@ def _lead_train(
         return train_run(output, model, task, eval_documents, settings, facts, world, show)
 
 
-def _follow_train(eval_data: Path, output: Path, settings: Any, world: Any) -> None:
+def _follow(eval_data: Path, output: Path, settings: "Settings", world: "World", job: dict[str, Any]) -> None:
     """What the other processes do: open what the first one made, and train with it."""
     import numpy as np
 
-    from nertool.commands.together import may_stop, read_eval, silent_interrupts
+    from nertool.commands.together import read_eval
     from nertool.doubts import Doubts
     from nertool.labels import LabelScheme
     from nertool.model import new_model
     from nertool.runs import labelled_task, train_run
     from nertool.window_cache import open_cache
 
-    job: dict[str, Any] = world.share(None)
-    if may_stop(job):
-        return
     model = new_model(settings.model, settings.windows, LabelScheme.from_json(job["scheme"]))
     eval_documents = read_eval(eval_data, settings, job)
     doubts = Doubts(*(np.array(column, np.int64) for column in job["doubts"])) if job["doubts"] else None
     task = labelled_task(open_cache(Path(job["cache"])), model, doubts=doubts)
-    with silent_interrupts():
-        train_run(output, model, task, eval_documents, settings, {}, world)
+    train_run(output, model, task, eval_documents, settings, {}, world)
 
 
 def _report_labels(labels: Iterable[str], train: Collection[str], evaluated: Collection[str]) -> None:
