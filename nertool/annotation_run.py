@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
-
-import orjson
+from typing import Any
 
 from nertool.annotation import annotate_document, choose_answers, is_whole
 from nertool.chunks import WHOLE, Shard
@@ -14,7 +12,7 @@ from nertool.console import counted, progress
 from nertool.documents import Document
 from nertool.entity_classes import ClassList
 from nertool.errors import NertoolError
-from nertool.files import write_atomic, write_json
+from nertool.files import json_lines, write_json, write_json_lines
 from nertool.formats import ReadReport, read_documents
 from nertool.formats.output import is_document_file, new_documents
 from nertool.formats.reading import report_reading, write_rejected
@@ -118,8 +116,7 @@ def ask_and_write(run: AnnotationRun, prompt: Prompt, *, retry_failed: bool, for
         keys.clear()
         asked = ask(run.pieces(), to_ask, prompt, annotate, run.classes, responses, must_ask)
         if asked.failed:
-            lines = [{**piece.to_json(), "reason": reason} for piece, reason in asked.failed]
-            write_atomic(failed_file, b"".join(orjson.dumps(line) + b"\n" for line in lines))
+            write_json_lines(failed_file, ({**piece.to_json(), "reason": reason} for piece, reason in asked.failed))
         else:
             failed_file.unlink(missing_ok=True)
         if asked.stopped or asked.failed:
@@ -186,8 +183,8 @@ def write_annotated(
     annotate = run.settings.annotate
     with (
         new_documents(run.output, "annotate", force=force, source=run.source) as output,
-        _Lines(output.folder / "quarantine.jsonl") as quarantine,
-        _Lines(output.folder / "reconciliation.jsonl") as by_document,
+        json_lines(output.folder / "quarantine.jsonl") as quarantine,
+        json_lines(output.folder / "reconciliation.jsonl") as by_document,
         progress("finding the mentions", None, "documents") as advance,
     ):
         for document in run.documents(report):
@@ -198,9 +195,9 @@ def write_annotated(
             ledger.add(done.ledger)
             set_aside += len(done.set_aside)
             for line in done.set_aside:
-                quarantine.add(line)
+                quarantine(line)
             pieces_of_it = {name: count for name, count in done.ledger.piece_counts().items() if count}
-            by_document.add(
+            by_document(
                 {
                     "document": document.id,
                     "written": done.document is not None,
@@ -232,27 +229,6 @@ def write_annotated(
         "reconciliation": ledger.to_json(),
         "read": report.to_json(),
     }
-
-
-class _Lines:
-    """Writes a JSON lines file, if there is anything to write."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Appends a line."""
-        if self._file is None:
-            self._file = self._path.open("wb")
-        self._file.write(orjson.dumps(line) + b"\n")
 
 
 def _must_ask(responses: ResponseFile | None, classes: ClassList, *, retry_failed: bool) -> Callable[[str], bool]:

@@ -29,7 +29,7 @@ from nertool.devices import seed_everything
 from nertool.documents import Document
 from nertool.engines import Tagger
 from nertool.errors import InterruptedBySignalError, NertoolError
-from nertool.files import publish_file, read_json, write_atomic, write_json
+from nertool.files import publish_file, read_json, write_atomic, write_json, write_json_lines
 from nertool.formats.jsonl import JsonlWriter
 from nertool.inference import Prepared, load_tagger, prepare, token_logits
 from nertool.labelling_tasks import numbered_items
@@ -37,7 +37,7 @@ from nertool.labels import LabelScheme
 from nertool.mention_counts import Lexicon, MentionCounts
 from nertool.model import new_model
 from nertool.provenance import with_audit
-from nertool.run_folder import AUDIT_FILE, open_run
+from nertool.run_folder import AUDIT_FILE, open_run, summary_of
 from nertool.runs import labelled_task, train_run
 from nertool.settings import Settings
 from nertool.splitting import plan_folds, summarise
@@ -170,7 +170,7 @@ def cross_fitted_suspects(fit: CrossFit, counts: MentionCounts, lexicon: Lexicon
         kept = fit.folder / f"{fold + 1}.json"
         if not kept.is_file():
             found = [one for judged in fit.judge_fold(fold) for one in suspects_of(judged, counts, lexicon)]
-            score = read_json(fit.folder / f"{fold + 1}" / "run.json")["summary"]["micro_f1"]
+            score = summary_of(fit.folder / f"{fold + 1}")["micro_f1"]
             write_json(kept, {"micro_f1": score, "suspects": list(map(suspect_to_json, found))})
         shutil.rmtree(fit.folder / f"{fold + 1}", ignore_errors=True)  # gigabytes, with a big backbone
         known = read_json(kept, _Fold)
@@ -195,7 +195,7 @@ def write_audit(
         The summary.
     """
     ranked = sorted(suspects, key=lambda one: (-one.log_odds, one.document, one.section, one.kind, _place(one)))
-    write_atomic(output / "suspects.jsonl", b"".join(orjson.dumps(suspect_to_json(one)) + b"\n" for one in ranked))
+    write_json_lines(output / "suspects.jsonl", map(suspect_to_json, ranked))
     clear: defaultdict[str, list[Suspect]] = defaultdict(list)
     expected: defaultdict[tuple[str, int], float] = defaultdict(float)
     for one in ranked:

@@ -33,8 +33,8 @@ from nertool.files import (
     read_json,
     recover_folder,
     replace_folder,
-    write_atomic,
     write_json,
+    write_json_lines,
     write_manifest,
 )
 from nertool.labels import LabelScheme, make_scheme
@@ -467,7 +467,7 @@ def _unchanged(lines: list[dict[str, Any]], chunks: Iterator[_Chunk]) -> tuple[l
 def _truncate(partial: Path, lines: list[dict[str, Any]]) -> None:
     """Cuts the files of a half-built cache to what these lines of the journal vouch for."""
     sizes = lines[-1]["bytes"] if lines else [0] * len(_GROWING_FILES)
-    write_atomic(partial / _JOURNAL, b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    write_json_lines(partial / _JOURNAL, lines)
     for name, size in zip(_GROWING_FILES, sizes, strict=True):
         os.truncate(partial / name, size)
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,20 @@ def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, indented, with sorted keys, atomically."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
     write_atomic(path, orjson.dumps(value, option=options))
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes a file with a line of JSON for each value, atomically."""
+    write_atomic(path, b"".join(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE) for value in values))
+
+
+@contextmanager
+def json_lines(path: Path) -> Iterator[Callable[[Any], object]]:
+    """Gives what appends a value to a new file as a line of JSON; there is no file in the end if none was."""
+    with path.open("wb") as file:
+        yield lambda value: file.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+    if not path.stat().st_size:
+        path.unlink()
 
 
 def read_json(path: Path, shape: Any = dict[str, Any]) -> Any:

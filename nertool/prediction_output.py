@@ -16,7 +16,6 @@ from nertool.errors import NertoolError
 from nertool.files import (
     exclusive,
     partial_path,
-    publish_file,
     read_json,
     recover_folder,
     replace_folder,
@@ -27,7 +26,7 @@ from nertool.files import (
 from nertool.formats import SIDE_FILES, Rejected
 from nertool.formats.jsonl import compress, lines_of
 from nertool.formats.kazu import KazuWriter
-from nertool.formats.output import is_document_file
+from nertool.formats.output import is_document_file, publish_documents
 
 PARTS_ENDING = ".jsonl.zst"
 _JOB_FILE = "job.json"
@@ -162,14 +161,12 @@ class PredictionOutput:
         """Makes the output appear, whole, with the documents that were set aside beside it."""
         self._rejected.close()
         rejected = self.folder / _REJECTED
+        if not rejected.stat().st_size:
+            rejected.unlink()
         if is_document_file(self.path):
             whole = self.folder / f"whole.{self.path.name}"
             _join((self._chunks[key] for key in sorted(self._chunks)), whole)
-            beside = self.path.with_name(f"{self.path.name}.{_REJECTED}")
-            beside.unlink(missing_ok=True)  # of an earlier run
-            if rejected.stat().st_size:
-                publish_file(rejected, beside)
-            publish_file(whole, self.path)
+            publish_documents(whole, self.path)
         else:
             recover_folder(self.path)
             whole = self.folder / "documents"
@@ -180,7 +177,7 @@ class PredictionOutput:
             else:
                 for number, keys in enumerate(self._parts()):
                     _join((self._chunks[key] for key in keys), whole / f"part-{number:05d}{PARTS_ENDING}")
-            if rejected.stat().st_size:
+            if rejected.exists():
                 shutil.copyfile(rejected, whole / _REJECTED)
             write_manifest(whole, "predict")
             replace_folder(whole, self.path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nertool.formats.reading import rejected_lines
+from nertool.files import json_lines
 from tests.cli_helpers import in_an_empty_folder, refuse  # noqa: F401
 from tests.conftest import make_corpus, write_documents
 
@@ -17,9 +17,9 @@ def test_documents_that_vanish_before_they_are_read_again_are_missed(
 
     def remove_one(path: Path) -> object:
         (documents / "doc-002.json").unlink()
-        return rejected_lines(path)
+        return json_lines(path)
 
-    monkeypatch.setattr("nertool.formats.reading.rejected_lines", remove_one)
+    monkeypatch.setattr("nertool.files.json_lines", remove_one)
     message = refuse("convert", documents, output)
     assert "documents changed while it was read" in message
     assert sorted(path.name for path in Path().iterdir()) == ["documents"]

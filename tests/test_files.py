@@ -17,6 +17,7 @@ from nertool.files import (
     MANIFEST_NAME,
     check_output,
     check_own,
+    json_lines,
     new_folder,
     partial_path,
     publish_folder,
@@ -27,6 +28,7 @@ from nertool.files import (
     safe_file_name,
     write_atomic,
     write_json,
+    write_json_lines,
     write_manifest,
 )
 
@@ -470,3 +472,20 @@ def test_publishing_a_folder_renames_it(folders):
     path, new = folders
     publish_folder(new, path.with_name("other"))
     assert content_of(path.parent) == {"model/weights": b"old", "other/weights": b"new"}
+
+
+def test_lines_of_json_are_the_same_at_once_and_one_by_one(tmp_path):
+    values = [{"a": "ß\n"}, [1, None], "x"]
+    write_json_lines(tmp_path / "at_once", iter(values))
+    with json_lines(tmp_path / "one_by_one") as write:
+        for value in values:
+            write(value)
+    lines = (tmp_path / "at_once").read_bytes()
+    assert [json.loads(line) for line in lines.split(b"\n")[:-1]] == values
+    assert (tmp_path / "one_by_one").read_bytes() == lines
+
+
+def test_without_a_line_there_is_no_file_of_lines(tmp_path):
+    with json_lines(tmp_path / "none"):
+        pass
+    assert not list(tmp_path.iterdir())

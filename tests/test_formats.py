@@ -21,9 +21,11 @@ from nertool.formats.kazu import KazuWriter
 from nertool.formats.pubtator import PubtatorWriter, pubtator_losses, read_pubtator
 from nertool.formats.reading import format_to_write, read_records, write_rejected
 from nertool.formats.text import TextWriter, text_losses
+from nertool.settings import DataSettings, Settings
 from tests.document_strategies import documents
 
 BIORED = Path(__file__).parents[2] / "shared/data/biored"
+SKIPPING = Settings(data=DataSettings(skip_invalid=True))
 JSONL_ENDINGS = [".jsonl", ".jsonl.gz", ".jsonl.zst"]
 
 
@@ -187,7 +189,7 @@ def test_many_invalid_documents_fill_neither_memory_nor_the_screen(to, tmp_path,
         file.write(dump_document(make_document("good")))
     output = tmp_path / ("out.jsonl" if to == "jsonl" else "out")
     tracemalloc.start()
-    result = run_convert(tmp_path / "a.jsonl", output, None, to, force=False, skip_invalid=True)
+    result = run_convert(tmp_path / "a.jsonl", output, SKIPPING, to_format=to)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8_000_000 < size * count
@@ -198,11 +200,11 @@ def test_many_invalid_documents_fill_neither_memory_nor_the_screen(to, tmp_path,
     with beside.open("rb") as lines:
         assert [orjson.loads(orjson.loads(line)["raw"])["number"] for line in lines] == list(range(count))
     with pytest.raises(NertoolError) as error:
-        run_convert(tmp_path / "a.jsonl", tmp_path / "again", None, "kazu", force=False, skip_invalid=False)
+        run_convert(tmp_path / "a.jsonl", tmp_path / "again", Settings(), to_format="kazu")
     assert error.value.message.startswith(f"{count} invalid documents:") and "\n  and 200 more" in error.value.message
     assert error.value.message.count("\n") < 220
     (tmp_path / "good.jsonl").write_bytes(dump_document(make_document("good")))
-    run_convert(tmp_path / "good.jsonl", output, None, to, force=True, skip_invalid=True)
+    run_convert(tmp_path / "good.jsonl", output, SKIPPING, to_format=to, force=True)
     assert not beside.exists()
 
 
@@ -213,7 +215,7 @@ def test_metadata_that_is_too_deep_to_be_written_is_a_problem_of_its_line(tmp_pa
     document = Document("d", (Section("s", "x"),), {"metadata": deep})
     (tmp_path / "a.jsonl").write_bytes(dump_document(document))
     with pytest.raises(NertoolError) as error:
-        run_convert(tmp_path / "a.jsonl", tmp_path / "a.labelstudio.json", None, None, force=False, skip_invalid=False)
+        run_convert(tmp_path / "a.jsonl", tmp_path / "a.labelstudio.json", Settings())
     assert "a.jsonl:1: holds what can't be written again" in error.value.message
 
 
@@ -406,7 +408,7 @@ def test_texts_are_written_and_what_they_cannot_hold_is_counted(tmp_path):
 def test_ids_that_become_equal_in_a_format_are_told_apart_and_counted(name, ids, clashes, tmp_path):
     write(JsonlWriter, tmp_path / "in.jsonl", [make_document(one) for one in ids])
     output = tmp_path / ("out" if FORMATS[name].folder else f"out.{name}")
-    result = run_convert(tmp_path / "in.jsonl", output, None, name, force=False, skip_invalid=False)
+    result = run_convert(tmp_path / "in.jsonl", output, Settings(), to_format=name)
     assert result["losses"].get("ids that are like another one's here, which got longer ones", 0) == clashes
     again, _ = read(output, texts=True)
     assert len({document.id.casefold() if name in ("text", "brat") else document.id for document in again}) == len(ids)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from nertool.documents import Document
     from nertool.formats import Rejected
+    from nertool.settings import Settings
 
 
 @command
@@ -42,7 +43,7 @@ def convert(
     from nertool.console import counted, print_json, say
 
     settings = settings_from(config, assignments, {"data.skip_invalid": skip_invalid})
-    result = run_convert(source, output, from_format, to_format, force=force, skip_invalid=settings.data.skip_invalid)
+    result = run_convert(source, output, settings, from_format=from_format, to_format=to_format, force=force)
     if json:
         print_json(result)
     else:
@@ -52,9 +53,23 @@ def convert(
 
 
 def run_convert(
-    source: Path, output: Path, from_format: str | None, to_format: str | None, *, force: bool, skip_invalid: bool
+    source: Path,
+    output: Path,
+    settings: "Settings",
+    *,
+    from_format: str | None = None,
+    to_format: str | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Converts documents.
+
+    Args:
+        source: A file, or a folder of files.
+        output: The file or folder to make.
+        settings: The `Settings`.
+        from_format: The format of the source; by default each file's ending tells.
+        to_format: The format of the output; by default as its ending tells.
+        force: Replace an older output.
 
     Returns:
         What was read, written and lost, as `--json` prints it.
@@ -66,9 +81,10 @@ def run_convert(
 
     from nertool.console import progress, say
     from nertool.errors import NertoolError
-    from nertool.files import check_output, growing, new_folder, publish_file
+    from nertool.files import check_output, growing, json_lines, new_folder
     from nertool.formats import ReadReport, read_documents
-    from nertool.formats.reading import choose_format, format_to_write, rejected_lines, report_reading
+    from nertool.formats.output import publish_documents
+    from nertool.formats.reading import choose_format, format_to_write, report_reading
 
     if from_format is not None:
         choose_format(from_format)
@@ -77,8 +93,9 @@ def run_convert(
 
     def read(into: ReadReport, on_rejected: "Callable[[Rejected], object]") -> "Iterator[Document]":
         return read_documents(
-            source, into, format_name=from_format, skip_invalid=skip_invalid, texts=True, on_rejected=on_rejected
-        )
+            source, into, format_name=from_format, skip_invalid=settings.data.skip_invalid, texts=True,
+            on_rejected=on_rejected,
+        )  # fmt: skip
 
     check_output(output, force=force, as_file=not to.folder, source=source)
     losses: Counter[str] = Counter()
@@ -99,10 +116,10 @@ def run_convert(
         again = ReadReport()
         with (
             to.writer(path) as writer,
-            rejected_lines(rejected) as set_aside,
+            json_lines(rejected) as set_aside,
             progress("writing", report.documents, "documents") as advance,
         ):
-            for number, document in enumerate(read(again, set_aside), start=1):
+            for number, document in enumerate(read(again, lambda item: set_aside(item.to_json())), start=1):
                 try:
                     writer.write(document)
                 except (orjson.JSONEncodeError, RecursionError) as error:
@@ -118,12 +135,8 @@ def run_convert(
         with new_folder(output, "convert", force=force, source=source) as folder:
             write(folder, folder / "rejected.jsonl")
     else:
-        beside = output.with_name(f"{output.name}.rejected.jsonl")
         with growing(output) as partial:
             write(partial / output.name, partial / "rejected.jsonl")
-            beside.unlink(missing_ok=True)  # of an earlier run
-            if (partial / "rejected.jsonl").exists():
-                publish_file(partial / "rejected.jsonl", beside)
-            publish_file(partial / output.name, output)
+            publish_documents(partial / output.name, output)
     report_reading(report)
     return {"read": report.to_json(), "written": report.documents, "to": to_name, "losses": dict(losses)}

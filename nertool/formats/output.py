@@ -63,9 +63,14 @@ def new_documents(
     with growing(path) as partial:
         with JsonlWriter(partial / path.name) as writer:
             yield DocumentOutput(writer, partial)
-        for name in sorted(SIDE_FILES):
-            beside = path.with_name(f"{path.name}.{name}")
-            beside.unlink(missing_ok=True)  # of an earlier run
-            if (partial / name).exists():
-                publish_file(partial / name, beside)
-        publish_file(partial / path.name, path)
+        publish_documents(partial / path.name, path)
+
+
+def publish_documents(made: Path, path: Path) -> None:
+    """Renames a finished file of documents into place, and those of `SIDE_FILES` that lie beside it, too."""
+    for name in sorted(SIDE_FILES):
+        beside = path.with_name(f"{path.name}.{name}")
+        beside.unlink(missing_ok=True)  # of an earlier run
+        if (made.parent / name).exists():
+            publish_file(made.parent / name, beside)
+    publish_file(made, path)

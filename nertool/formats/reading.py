@@ -2,16 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import orjson
 
 from nertool.console import counted, say
 from nertool.document_parsing import Problem
 from nertool.documents import Document, dump_document
 from nertool.errors import NertoolError, nearest_name
-from nertool.files import write_atomic
+from nertool.files import write_json_lines
 from nertool.formats.base import MOST_REJECTED_KEPT, Format, ReadReport, Record, Rejected, file_name_key, is_side_file
 from nertool.formats.bioc_format import read_bioc
 from nertool.formats.bioc_writer import BiocWriter
@@ -261,24 +258,11 @@ def _by_ending(file: Path, texts: bool) -> Format | None:
     return None
 
 
-@contextmanager
-def rejected_lines(path: Path) -> Iterator[Callable[[Rejected], None]]:
-    """Gives what writes invalid documents with their reasons, one per line; no file if there are none."""
-    with path.open("wb") as file:
-
-        def write(item: Rejected) -> None:
-            file.write(orjson.dumps(item.to_json()) + b"\n")
-
-        yield write
-    if not path.stat().st_size:
-        path.unlink()
-
-
 def write_rejected(report: ReadReport, path: Path) -> None:
     """Writes the invalid documents that were set aside, with their reasons, one per line; no file if there are none."""
     path.unlink(missing_ok=True)  # of an earlier run
     if report.rejected:
-        write_atomic(path, b"".join(orjson.dumps(item.to_json()) + b"\n" for item in report.rejected))
+        write_json_lines(path, (item.to_json() for item in report.rejected))
 
 
 def report_reading(report: ReadReport) -> None:
