@@ -101,7 +101,7 @@ def run_demo(output: Path, *, force: bool = False) -> dict[str, Any]:
         show_reconciliation(result["reconciliation"])
     say("2 of 6: splitting them")
     if not (output / "split").is_dir():
-        run_split(documents, output / "split", settings.data)
+        run_split(documents, output / "split", settings)
     say("3 of 6: tokenising the training documents")
     run_cache(output / "split/train", output / "cache", settings)
     say("4 of 6: training")

@@ -9,7 +9,7 @@ from nertool.commands.options import Config, Force, Json, Set, SkipInvalid, comm
 
 if TYPE_CHECKING:
     from nertool.errors import NertoolError
-    from nertool.settings import DataSettings
+    from nertool.settings import Settings
 
 
 @command
@@ -38,7 +38,7 @@ def split(
         "data.skip_invalid": skip_invalid,
     }
     settings = settings_from(config, assignments, options)
-    report = run_split(source, output, settings.data, force=force)
+    report = run_split(source, output, settings, force=force)
     if json:
         print_json(report)
     else:
@@ -47,13 +47,13 @@ def split(
         suggest("train", "--train", output / "train", "--eval", output / "eval", "--output", "run")
 
 
-def run_split(source: Path, output: Path, settings: "DataSettings", *, force: bool = False) -> dict[str, Any]:
+def run_split(source: Path, output: Path, settings: "Settings", *, force: bool = False) -> dict[str, Any]:
     """Splits documents; reads them twice, to plan and to write, so that memory stays small.
 
     Args:
         source: The documents.
         output: The folder to make.
-        settings: `DataSettings`.
+        settings: The `Settings`.
         force: Replace an older split.
 
     Returns:
@@ -72,19 +72,20 @@ def run_split(source: Path, output: Path, settings: "DataSettings", *, force: bo
     from nertool.formats.reading import report_reading, write_rejected
     from nertool.splitting import SIDES, plan_split, summarise
 
+    own = settings.data
     with new_folder(output, "split", force=force, source=source) as folder, ExitStack() as stack:
         report = ReadReport()
         summaries = []
         with progress("comparing", None, "documents") as advance:
-            for document in read_documents(source, report, skip_invalid=settings.skip_invalid):
+            for document in read_documents(source, report, skip_invalid=own.skip_invalid):
                 summaries.append(summarise(document))
                 advance(report.documents)
         planned = {summary.id: summary.digest.hex() for summary in summaries}
-        plan = plan_split(summaries, settings.split_fractions, settings.split_seed, settings.duplicate_similarity)
+        plan = plan_split(summaries, own.split_fractions, own.split_seed, own.duplicate_similarity)
         writers = {side: stack.enter_context(KazuWriter(folder / side)) for side in SIDES}
         with progress("writing", report.documents, "documents") as advance:
             second = ReadReport()
-            for document in read_documents(source, second, skip_invalid=settings.skip_invalid):
+            for document in read_documents(source, second, skip_invalid=own.skip_invalid):
                 if planned.pop(document.id, None) != content_digest(document):
                     raise _changed(source, document.id)
                 writers[plan.assignment[document.id]].write(document)
