@@ -8,6 +8,7 @@ _EXTRAS = {
     "bioc": "formats",
     "defusedxml": "formats",
     "jinja2": "report",
+    "label_studio_sdk": "label-studio",
     "matplotlib": "report",
     "nncf": "openvino",
     "onnx": "onnx",

@@ -25,7 +25,7 @@ try:
     from label_studio_sdk import LabelStudio
     from label_studio_sdk.core.api_error import ApiError
 except ImportError as missing:
-    raise NertoolError("Label Studio's SDK is not installed", 'pip install "nertool[label-studio]"') from missing
+    raise NertoolError("label_studio_sdk is not installed", "pip install 'nertool[label-studio]'") from missing
 
 Result = TypeVar("Result")
 

@@ -65,7 +65,7 @@ def test_training_with_label_studio_wants_a_token_and_a_possible_name_before_any
 
 def test_without_the_sdk_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert 'pip install "nertool[label-studio]"' in refuse("ls-sync", "list")
+    assert "pip install 'nertool[label-studio]'" in refuse("ls-sync", "list")
 
 
 def test_documents_are_scored_against_documents(tmp_path: Path) -> None:

@@ -20,17 +20,9 @@ def connect(settings: "Settings") -> "Server":
     Raises:
         NertoolError: If the extra isn't installed, or the server can't be reached.
     """
-    check_extra()
+    from nertool.extras import require
+
+    require("label_studio_sdk")
     from nertool.label_studio import Server
 
     return Server(settings.label_studio)
-
-
-def check_extra() -> None:
-    """Makes sure that the SDK is installed, without loading it, which takes most of a second."""
-    from importlib.util import find_spec
-
-    from nertool.errors import NertoolError
-
-    if find_spec("label_studio_sdk") is None:
-        raise NertoolError("Label Studio's SDK is not installed", 'pip install "nertool[label-studio]"')

@@ -26,11 +26,11 @@ def check_showing(project: str, settings: "Settings") -> None:
     Raises:
         NertoolError: If the extra isn't installed, there is no token, or the name can't be a project's.
     """
-    from nertool.commands.ls_connection import check_extra
     from nertool.errors import NertoolError
+    from nertool.extras import require
     from nertool.labelling_tasks import check_title
 
-    check_extra()
+    require("label_studio_sdk")  # without loading it, which takes most of a second
     check_title(project)
     if settings.label_studio.token is None:
         raise NertoolError("--ls-project needs a token", "set NERTOOL_LABEL_STUDIO__TOKEN")
