@@ -2,8 +2,10 @@
 
 import asyncio
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -80,15 +82,30 @@ def ask(
             requests in flight have been answered.
         InterruptedBySignalError: After SIGINT, SIGTERM or SIGHUP; the answers so far are kept.
     """
-    with _signals_as_they_were(), progress("asking", to_ask, "texts") as advance:
+    with progress("asking", to_ask, "texts") as advance:
         asker = _Asker(prompt, settings, classes, responses, must_ask, advance)
-        asyncio.run(asker.run(pieces))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            with _signals_as_they_were():
+                asyncio.run(asker.run(pieces))
+        else:  # in a notebook; no thread can have two loops
+            with ThreadPoolExecutor(1) as beside:
+                running = beside.submit(asyncio.run, asker.run(pieces))
+                try:
+                    running.result()
+                except KeyboardInterrupt:
+                    asker.take_no_more()
+                    raise
     return asker.asked
 
 
 @contextmanager
 def _signals_as_they_were() -> Iterator[None]:
     """Puts the signal handlers back that asyncio leaves at the system's defaults."""
+    if threading.current_thread() is not threading.main_thread():  # where signals don't come
+        yield
+        return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
@@ -125,6 +142,10 @@ class _Asker:
         self._doubtful: dict[str, tuple[Answer, list[Piece]]] = {}
         self._end: NertoolError | None = None
 
+    def take_no_more(self) -> None:
+        """Lets the requests in flight be answered, and begins no other."""
+        self._llm.stopping = True
+
     async def run(self, pieces: Iterable[Piece]) -> None:
         """Asks for the pieces; raises what `ask` says."""
         received: list[int] = []
@@ -133,7 +154,7 @@ class _Asker:
 
         def stop(number: int) -> None:
             """Lets the requests in flight be answered, for they will be paid; the second signal doesn't."""
-            self._llm.stopping = True
+            self.take_no_more()
             if received or not self._waiting:
                 main.cancel() if main is not None else None
             else:
@@ -144,7 +165,7 @@ class _Asker:
         for number in _SIGNALS:
             if number == _HANG_UP and signal.getsignal(number) is signal.SIG_IGN:  # nohup
                 continue
-            with suppress(NotImplementedError):  # on Windows the process just ends
+            with suppress(NotImplementedError, RuntimeError):  # Windows: the process just ends; not the main thread
                 loop.add_signal_handler(number, stop, number)
         shared = iter(pieces)
         try:

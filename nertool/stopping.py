@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM as a wish to stop at the next good moment."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,12 +28,15 @@ class StopRequest:
 
 @contextmanager
 def stop_request(*, once: bool = True) -> Iterator[StopRequest]:
-    """Catches SIGINT and SIGTERM.
+    """Catches SIGINT and SIGTERM, where signals come: in the main thread.
 
     Args:
         once: Whether a second one acts as usual. Not so where `torchrun` passes on a signal that has come already.
     """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         request.signal_number = number

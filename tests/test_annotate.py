@@ -19,7 +19,9 @@ import orjson
 import pytest
 import zstandard
 
+from nertool.commands.annotate import run_annotate
 from nertool.document_parsing import parse_document
+from nertool.settings import load_settings
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed, wait_for  # noqa: F401
 from tests.llm_stub import Stub, completion
 
@@ -218,6 +220,46 @@ def test_texts_are_asked_for_and_become_documents(stub):
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["entities"]
     assert "cell type: A kind of cell" in body["messages"][0]["content"]
     assert server.stub.headers[0]["authorization"] == f"bearer {KEY}"
+
+
+def test_a_notebook_may_ask_too_where_an_event_loop_runs_already(stub):
+    server = stub()
+    write_texts(Path("texts"), 5)
+    settings = load_settings(options={"annotate.model": "stub", "annotate.base_url": server.url})
+
+    async def cell() -> dict[str, object]:
+        return run_annotate(Path("texts"), Path("out"), settings)
+
+    result = asyncio.run(cell())
+    adds_up(result)
+    assert result["documents"] == 5 and len(server.stub.bodies) == 5
+
+
+def test_a_notebook_that_is_interrupted_keeps_the_answers_in_flight(stub):
+    server = stub(latency=0.2)
+    write_texts(Path("texts"), 200)
+    settings = load_settings(options={"annotate.model": "stub", "annotate.base_url": server.url})
+
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run_annotate(Path("texts"), Path("out"), settings)
+
+    def interrupt() -> None:
+        while len(server.stub.bodies) < 20:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    loop = asyncio.new_event_loop()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a notebook's kernel
+    try:
+        loop.run_until_complete(cell())
+    finally:
+        signal.signal(signal.SIGINT, before)
+        loop.close()
+    asked = len(server.stub.bodies)
+    assert 20 <= asked < 200
+    assert len(Path("out.responses.jsonl").read_bytes().splitlines()) == asked
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same_bytes(stub):

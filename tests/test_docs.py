@@ -48,6 +48,14 @@ def test_the_reference_pages_are_up_to_date(generate: types.ModuleType) -> None:
     assert not differences, f"run: python docs/generate.py\n{differences}"
 
 
+def test_the_page_on_the_python_api_has_the_functions_of_all_commands() -> None:
+    page = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    told = re.findall(r"autofunction:: nertool\.commands\.(\w+\.run_\w+)", page)
+    commands = (ROOT / "nertool/commands").glob("*.py")
+    found = [(path.stem, name) for path in commands for name in re.findall(r"(?m)^def (run_\w+)", path.read_text())]
+    assert sorted(told) == sorted(f"{module}.{name}" for module, name in found)
+
+
 def test_convert_names_all_formats() -> None:
     (line,) = re.findall(r"Formats: (.*)\.", convert.__doc__ or "")
     assert sorted(line.split(", ")) == sorted(FORMATS)
