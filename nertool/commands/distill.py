@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from nertool.cache_building import Scan
     from nertool.distributed import World
     from nertool.documents import Document
+    from nertool.engines import Tagger
     from nertool.model import NerModel
     from nertool.settings import Settings
+    from nertool.teacher_logits import Halves
     from nertool.window_cache import WindowCache
 
 
@@ -342,7 +344,7 @@ def make_student(teacher: "NerModel", settings: "Settings") -> "NerModel":
     return student_of_backbone(teacher, settings.model.model_copy(update={"name": settings.distill.student}))
 
 
-def _ask(tagger: Any, cache: "WindowCache", folder: Path, name: str, digest: str) -> Any:
+def _ask(tagger: "Tagger", cache: "WindowCache", folder: Path, name: str, digest: str) -> "Halves":
     from nertool.console import progress
     from nertool.teacher_logits import teacher_logits
 
