@@ -21,7 +21,9 @@ import zstandard
 
 from nertool.commands.annotate import run_annotate
 from nertool.document_parsing import parse_document
-from nertool.settings import load_settings
+from nertool.entity_classes import load_classes
+from nertool.prompts import make_prompt
+from nertool.settings import AnnotateSettings, load_settings
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed, wait_for  # noqa: F401
 from tests.llm_stub import Stub, completion
 
@@ -486,6 +488,41 @@ def test_requests_per_minute_are_kept(stub):
     begun = time.monotonic()
     ask(server, "texts", "out", "--set", "annotate.requests_per_minute=120")
     assert time.monotonic() - begun >= 1.9  # two at once, then one each half second
+
+
+def test_tokens_per_minute_are_kept(stub):
+    server = stub()
+    write_texts(Path("texts"), 3)
+    result = json.loads(ask(server, "texts", "out", "--set", "annotate.tokens_per_minute=60000", "--json").stdout)
+    assert result["asked"]["seconds"] >= 1.0  # each takes about 940, and a second has 1,000
+
+
+def test_the_request_is_what_the_settings_say():
+    settings = AnnotateSettings(
+        model="stub",
+        temperature=0.5,
+        seed=3,
+        max_answer_tokens=70,
+        answer_format="json_object",
+        extra_body={"top_p": 0.9},
+    )
+    body = make_prompt(settings, load_classes(None)).body("A text.")
+    assert body.pop("messages")[0]["content"].endswith("A text.\n")
+    assert body == {
+        "model": "stub", "temperature": 0.5, "seed": 3, "max_completion_tokens": 70, "top_p": 0.9,
+        "response_format": {"type": "json_object"},
+    }  # fmt: skip
+
+
+def test_nothing_is_guessed_where_all_characters_must_agree(stub):
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("They took metotrexate.")
+    server = stub(
+        responder=says(json.dumps({"entities": [{"entity_match": "methotrexate", "entity_class": ["drug"]}]}))
+    )
+    for similarity, found in (("0.9", 1), ("1", 0)):
+        result = ask(server, "texts", f"out-{found}", "--set", f"annotate.fuzzy_similarity={similarity}", "--json")
+        assert json.loads(result.stdout)["entities"] == found
 
 
 def test_offsets_stay_right_behind_characters_that_fold_to_several():

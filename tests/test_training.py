@@ -136,6 +136,18 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path: P
     assert not same(runs[0].weights(), runs[2].weights())
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"weight_decay": 0.5}, {"max_gradient_norm": 1e-3}, {"warmup_fraction": 0.9}, {"schedule": "constant"}],
+    ids=str,
+)
+def test_other_settings_of_the_loop_give_other_weights(tmp_path: Path, backbone: Path, other: dict[str, Any]) -> None:
+    runs = [Fitting(tmp_path, backbone, replace_seed(7).model_copy(update=changes)) for changes in ({}, other)]
+    for run in runs:
+        list(run.steps())
+    assert not same(runs[0].weights(), runs[1].weights())
+
+
 def replace_seed(seed: int) -> TrainSettings:
     return SETTINGS.model_copy(update={"seed": seed, "epochs": 1})
 
