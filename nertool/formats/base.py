@@ -130,6 +130,35 @@ class Writer(Protocol):
         """Writes one document, without what the format can't hold."""
 
 
+class FolderWriter:
+    """What writers have alike that write files into a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names = FileNames()
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class LinesWriter:
+    """What writers have alike that write lines of text into a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("w", encoding="utf-8", newline="\n")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
 class Format(NamedTuple):
     """A file format.
 

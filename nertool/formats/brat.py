@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import count, product
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from nertool.document_parsing import InvalidDocumentError, Problem, parse_document
 from nertool.documents import Document, Span, document_to_json, match_text
-from nertool.formats.base import NONFINITE, RELATIONS, FileNames, Record
+from nertool.formats.base import NONFINITE, RELATIONS, FolderWriter, Record
 from nertool.formats.offsets import CODE_POINTS, UNITS, other_unit_note, stands_at, to_code_points
 from nertool.formats.text import BETWEEN_SECTIONS, SECTION, text_losses
 
@@ -219,20 +219,15 @@ def _spans(value: Any) -> tuple[Span, ...]:
 # Writing
 
 
-class BratWriter:
+class BratWriter(FolderWriter):
     """Writes each document to two files in a folder, and the classes to `annotation.conf`.
 
     The sections become one text, with a blank line between them.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._names = FileNames()
+        super().__init__(path)
         self._types: set[str] = set()
-
-    def __enter__(self) -> Self:
-        self.path.mkdir(exist_ok=True)
-        return self
 
     def __exit__(self, *exception: object) -> None:
         types = "".join(f"{name}\n" for name in sorted(self._types))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import orjson
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Entity, Section
-from nertool.formats.base import Record
+from nertool.formats.base import LinesWriter, Record
 from nertool.formats.building import build_record, id_from
 from nertool.formats.tagging import IRREGULAR, Tag, count_irregular, decode_tags
 
@@ -53,21 +53,11 @@ class _Token(NamedTuple):
 # Writing
 
 
-class ConllWriter:
+class ConllWriter(LinesWriter):
     """Writes tokens with IOB2 tags."""
 
     # What the tags of an entity of one token, and of the last of several, begin with.
     single, last = "B", "I"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Self:
-        self._file = self.path.open("w", encoding="utf-8", newline="\n")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
 
     def write(self, document: Document) -> None:
         """Writes the sections, one after the other."""

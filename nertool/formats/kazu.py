@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import orjson
 
 from nertool.document_parsing import InvalidDocumentError, parse_document
 from nertool.documents import Document, document_to_json
-from nertool.formats.base import NONFINITE, FileNames, Record
+from nertool.formats.base import NONFINITE, FolderWriter, Record
 
 
 def parse_record(place: str, data: bytes) -> Record:
@@ -25,19 +24,8 @@ def read_kazu(file: Path) -> Iterator[Record]:
     yield parse_record(str(file), file.read_bytes())
 
 
-class KazuWriter:
+class KazuWriter(FolderWriter):
     """Writes each document to a file of its own in a folder, named after its id made safe."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._names = FileNames()
-
-    def __enter__(self) -> Self:
-        self.path.mkdir(exist_ok=True)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
     def write(self, document: Document) -> None:
         """Writes `ID.json`, indented for people to read."""

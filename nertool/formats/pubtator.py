@@ -4,11 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Entity, Section, Span, match_text
-from nertool.formats.base import RELATIONS, Record, with_digest
+from nertool.formats.base import RELATIONS, LinesWriter, Record, with_digest
 
 _OFFSET = re.compile(r"[0-9]{1,18}")
 _RELATION_TYPE = re.compile(r"[A-Za-z]{2}")  # where an annotation has its start
@@ -100,19 +99,12 @@ def _add_entity(
         entities[key].append(Entity(label, (span,), mention, _NAMESPACE, extra=metadata))
 
 
-class PubtatorWriter:
+class PubtatorWriter(LinesWriter):
     """Writes title and abstract; further sections are joined to the abstract."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._taken: set[str] = set()
-
-    def __enter__(self) -> Self:
-        self._file = self.path.open("w", encoding="utf-8", newline="\n")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
 
     def write(self, document: Document) -> None:
         """Writes a block of lines."""

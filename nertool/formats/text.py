@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 from nertool.document_parsing import Problem
 from nertool.documents import Document, Section
-from nertool.formats.base import FileNames, Record
+from nertool.formats.base import FileNames, FolderWriter, Record
 
 SECTION = "text"
 BETWEEN_SECTIONS = "\n\n"
@@ -31,19 +30,8 @@ def read_text(file: Path) -> Iterator[Record]:
         yield Record(str(file), Document(file.stem, (Section(SECTION, text),)))
 
 
-class TextWriter:
+class TextWriter(FolderWriter):
     """Writes the texts of each document to a file of its own in a folder, a blank line between sections."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._names = FileNames()
-
-    def __enter__(self) -> Self:
-        self.path.mkdir(exist_ok=True)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
     def write(self, document: Document) -> None:
         """Writes `ID.txt`."""
