@@ -10,6 +10,7 @@ the web without building anything; `tests/test_docs.py` makes sure that they fol
 import argparse
 import difflib
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -67,14 +68,18 @@ def commands_page() -> str:
         "| exit status | meaning |",
         "|---|---|",
         "| 0 | done; early stopping is done, too |",
+        "| 1 | a defect of nertool |",
         "| 2 | wrong usage, settings or input; the message names the place and says what to do |",
         "| 130, 143 | interrupted by SIGINT or SIGTERM, after saving what can be gone on with |",
-        "| 1 | a defect of nertool |",
         "",
     ]
     for name, function in _commands():
         parameters = [_Parameter(parameter) for parameter in inspect.signature(function).parameters.values()]
-        usage = [parameter.usage for parameter in parameters if parameter.required or not parameter.option]
+        usage = [
+            parameter.usage if parameter.required else f"[{parameter.usage}]"
+            for parameter in parameters
+            if parameter.required or not parameter.option
+        ]
         lines += [f"## `nertool {name}`", ""]
         lines += ["```text", " ".join(["nertool", name, *usage, "[OPTIONS]"]), "```", ""]
         lines += [*_paragraphs(inspect.getdoc(function) or ""), "| argument or option | meaning |", "|---|---|"]
@@ -141,12 +146,13 @@ def _value(value: Any) -> str:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Yields the lines of a command's help, its example as code."""
-    for paragraph in text.split("\n\n"):
-        if paragraph.startswith("nertool "):
-            yield from ("```shell", paragraph, "```", "")
+    """Yields the lines of a command's help, its examples as code."""
+    paragraphs = text.split("\n\n")
+    for example, group in itertools.groupby(paragraphs, lambda paragraph: paragraph.startswith("nertool ")):
+        if example:
+            yield from ("```shell", *group, "```", "")
         else:
-            yield from (re.sub(r"\s+", " ", paragraph), "")
+            yield from (line for paragraph in group for line in (re.sub(r"\s+", " ", paragraph), ""))
 
 
 def main() -> int:

@@ -28,6 +28,9 @@ from rich.text import Text
 _PLAIN_WIDTH = 160
 _PLAIN_LINE_EVERY_SECONDS = 10.0
 _NARROW = 60
+_NARROWEST = 12  # a column of text that can still be read
+# What stands before a line's text: its indentation, and the arrow of a hint.
+_MARGIN = re.compile(r" *(?:→ )?")
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -101,20 +104,42 @@ def quiet() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """Prints a line for people."""
-    stderr_console().print(message)
+    """Prints lines for people; what doesn't fit into a line of the terminal goes on below where its text began."""
+    console = stderr_console()
+    for line in message.split("\n"):
+        margin = _MARGIN.match(line)
+        assert margin is not None
+        _print_beside(console.render_str(margin[0]), console.render_str(line[margin.end() :]))
+
+
+def say_whole(message: str) -> None:
+    """Prints lines for people to copy, from a narrow terminal, too."""
+    stderr_console().print(message, soft_wrap=True)
 
 
 def suggest(*words: object) -> None:
     """Says which command of nertool's most people run next; what they have to fill in is in capitals."""
-    # Whole, so that it can be copied from a narrow terminal, too.
-    stderr_console().print(f"next: {shlex.join(['nertool', *map(str, words)])}", soft_wrap=True)
+    say_whole(f"next: {shlex.join(['nertool', *map(str, words)])}")
 
 
 def say_beside(mark: str, style: str, message: str) -> None:
-    """Prints a line for people that begins with a coloured word."""
+    """Prints lines for people, of which the first one begins with a coloured word."""
+    first, *others = message.split("\n")
+    _print_beside(Text(f"{mark} ", style), stderr_console().render_str(first))
+    for line in others:
+        say(line)
+
+
+def _print_beside(mark: Text, text: Text) -> None:
     console = stderr_console()
-    console.print(Text.assemble((mark, style), " ", console.render_str(message)))
+    if console.soft_wrap or not mark or console.width < mark.cell_len + _NARROWEST:
+        console.print(mark + text)
+        return
+    grid = Table.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, text)
+    console.print(grid)
 
 
 def number_table(

@@ -438,6 +438,7 @@ def trace_settings(
     merged: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
+    wants_a_list = False
     layers = [
         *_file_layer(config_file),
         *_environment_layer(os.environ if environment is None else environment),
@@ -466,12 +467,13 @@ def trace_settings(
         for item in error.errors():
             name = ".".join(map(str, item["loc"][:2]))
             given = "" if name in SECRETS or item["type"] == "value_error" else f", not {item['input']!r}"
-            problems.append(f"{origins.get(name, 'settings')}: {name}: {item['msg']}{given}")
+            wants_a_list |= item["type"] in ("list_type", "tuple_type")
+            reason = _KINDS.get(item["type"]) or item["msg"].removeprefix("Input ").removeprefix("Value error, ")
+            problems.append(f"{origins.get(name, 'settings')}: {name}: {reason}{given}")
     if not problems:
         return settings, origins
-    raise NertoolError(
-        "\n".join(problems), 'lists are written as in TOML: ["a", "b"]; docs/reference/settings.md lists every setting'
-    )
+    about_lists = 'lists are written as in TOML: ["a", "b"]; ' if wants_a_list else ""
+    raise NertoolError("\n".join(problems), f"{about_lists}docs/reference/settings.md lists every setting")
 
 
 def _why_unsaveable(value: Any) -> str:
@@ -482,6 +484,14 @@ def _why_unsaveable(value: Any) -> str:
         return str(error)
     return ""
 
+
+# What pydantic says of values of the wrong kind, in words of people who don't write Python.
+_KINDS = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "should be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "should be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "should be true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "should be a list"),
+}
 
 Layer = tuple[str, Any, str]
 

@@ -560,6 +560,17 @@ def test_every_command_has_help_with_examples_that_it_understands(name: str) -> 
         assert context.command is command
 
 
+@pytest.mark.parametrize("columns", [30, 40, 60, 80, 120])
+@pytest.mark.parametrize("name", ["", "train", "predict"])
+def test_help_fits_the_terminal(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = succeed(*name.split(), "--help").stdout.splitlines()
+    # Examples and names of options are whole, so that they can be copied.
+    longer = [line for line in lines if len(line) > columns and not line.startswith(("  nertool ", "  --"))]
+    assert not longer
+    assert "{" not in lines[0]
+
+
 def test_help_lists_every_command_once_in_the_order_of_the_work() -> None:
     text = succeed("--help").stdout
     listed = re.findall(r"(?m)^  ([a-z][a-z-]*)  ", text[text.index("Begin:") :])

@@ -95,11 +95,14 @@ def test_lines_break_between_words_but_the_next_command_stays_whole() -> None:
         "from nertool.console import say, say_beside, suggest\n"
         "say('these words are longer than a narrow terminal')\n"
         "say_beside('Error:', 'red', 'these, too, are longer than a terminal')\n"
+        "say('  → and so is what there is to do in_a_folder_with_a_long_name')\n"
         "suggest('train', '--train', 'a folder with a name/train', '--output', 'run')\n"
     )
     lines = re.sub(r"\x1b\[[0-9;]*m", "", in_a_terminal(code, 20)).splitlines()
     assert [line.rstrip() for line in lines] == [
-        "these words are", "longer than a narrow", "terminal", "Error: these, too,", "are longer than a", "terminal",
+        "these words are", "longer than a narrow", "terminal",
+        "Error: these, too,", "       are longer", "       than a", "       terminal",
+        "  → and so is what", "    there is to do", "    in_a_folder_with", "    _a_long_name",
         "next: nertool train --train 'a folder with a name/train' --output run",
     ]  # fmt: skip
 

@@ -225,6 +225,11 @@ def test_mentions_seen_in_training_are_those_of_the_runs_own_cache_only(gold: Pa
     few = ["--model", backbone, "--set", "train.epochs=1", "--set", "windows.max_tokens=32"]
     few += ["--set", "windows.overlap_tokens=8", "--set", "train.tensorboard=false"]
     succeed("train", "--train", gold, "--eval", held, "--output", "run", *few)
+    stderr = succeed("evaluate", "run/model", held).stderr
+    assert stderr.endswith(f"next: nertool export run/model packed --format onnx --precision int8 --eval {held}\n")
+    shutil.copytree(held, "eval")
+    assert "--eval eval\n" in succeed("evaluate", "run/model", held).stderr, "what chose the model judges its export"
+    assert "next:" not in succeed("evaluate", held, held).stderr
     groups = evaluated("run/model", held)["groups"]
     entities = [one for d in make_corpus(4, first=12) for s in d.sections for one in s.entities]
     assert sum(one["support"] for one in groups["seen in training"].values()) == len(entities)

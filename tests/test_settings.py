@@ -165,6 +165,9 @@ def test_a_configuration_file_that_is_named_must_exist():
 
 def test_a_setting_outside_a_section_is_reported_not_ignored():
     assert problems_of(file="train = 3")[0].startswith("settings.toml: unknown setting 'train'")
+    assert problems_of(file="[train]\nepochs = 'x'") == [
+        "settings.toml: train.epochs: should be a whole number, not 'x'"
+    ]
     assert problems_of(file="epochs = 3") == ["settings.toml: unknown settings section 'epochs'"]
     assert problems_of(file="[train.epochs]\nx = 3")[0].startswith("settings.toml: train.epochs: ")
 

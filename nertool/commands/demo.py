@@ -36,7 +36,7 @@ def demo(
     nertool demo
     """
     from nertool.commands.score_tables import show_report
-    from nertool.console import duration, print_json, say
+    from nertool.console import duration, print_json, say, say_whole
 
     begun = time.monotonic()
     report = run_demo(output, force=force)
@@ -47,10 +47,10 @@ def demo(
     show_report(report)
     say(f"\nDone in {duration(time.monotonic() - begun)}.")
     say("The sample documents were written for this and share their vocabulary; real texts are harder.")
-    say(
-        "Next, with texts of your own (or documents: KAZU's JSON, or nertool convert corpus.PubTator docs):\n"
-        "  nertool annotate texts docs --llm NAME --dry-run\n"
-        "  nertool split docs split\n"
+    say("Next, with texts of your own (or documents: KAZU's JSON, or nertool convert corpus.PubTator documents):")
+    say_whole(
+        "  nertool annotate texts documents --llm NAME --dry-run\n"
+        "  nertool split documents split\n"
         "  nertool train --train split/train --eval split/eval --output run --model minilm\n"
         "  nertool evaluate run/model split/test\n"
         "  nertool predict run/model texts predictions"

@@ -41,7 +41,7 @@ def distill(
     ] = None,
     student_layers: Annotated[
         int | None,
-        typer.Option("--student-layers", help="Or so many of the teacher's layers.", show_default=False),
+        typer.Option("--student-layers", metavar="N", help="Or so many of the teacher's layers.", show_default=False),
     ] = None,
     unlabelled: Annotated[
         Path | None, typer.Option("--unlabelled", help="More texts (.txt) or documents, which the teacher annotates.")

@@ -56,7 +56,10 @@ def evaluate(
         ),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Write the documents with predicted entities to this folder.")
+        Path | None,
+        typer.Option(
+            "--predictions", metavar="DIR", help="Write the documents with predicted entities to this folder."
+        ),
     ] = None,
     tune_thresholds: Annotated[
         bool,
@@ -120,6 +123,24 @@ def evaluate(
     if ls_project is not None:
         pairs = zip(result.gold_documents, result.predicted_documents, strict=True)
         show_predictions(choose_rows(pairs, settings.label_studio.sample), model, ls_project, settings)
+    if not json:
+        _suggest_next(model, documents)
+
+
+def _suggest_next(model: Path, documents: Path) -> None:
+    """Says what most people do with a model that they have scored; with documents there is nothing to do."""
+    from nertool.artefacts import read_facts
+    from nertool.console import suggest
+    from nertool.evaluation import is_annotation
+
+    if is_annotation(model):
+        return
+    if "export" in read_facts(model):
+        suggest("predict", model, "TEXTS", "predictions")
+        return
+    eval_data = documents.parent / "eval"  # what chose the model also judges its export; the test split judges once
+    judge = eval_data if eval_data.exists() else documents
+    suggest("export", model, "packed", "--format", "onnx", "--precision", "int8", "--eval", judge)
 
 
 def _check_report(path: Path, source: Path) -> None:

@@ -33,7 +33,8 @@ def export(
         ),
     ] = None,
     max_f1_drop: Annotated[
-        float | None, typer.Option("--max-f1-drop", help="The largest loss of strict micro F1.", show_default=False)
+        float | None,
+        typer.Option("--max-f1-drop", metavar="DROP", help="The largest loss of strict micro F1.", show_default=False),
     ] = None,
     skip_invalid: SkipInvalid = None,
     force: Force = False,

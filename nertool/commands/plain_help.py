@@ -5,6 +5,7 @@ in a pipe or a narrow terminal its frames are in the way.
 """
 
 import re
+import shutil
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -12,10 +13,21 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 COMMON = "Options of many commands"
+# Where lines are shorter than this, what an option means stands below it, not beside it.
+_NARROW = 60
 
 
 class PlainCommand(TyperCommand):
     """A command."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Returns the arguments as everybody writes them: Typer puts those that must be given into braces."""
+        return [re.sub(r"^\{(\w+)\}$", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the whole help."""
+        _fit(formatter)
+        super().format_help(ctx, formatter)
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """Writes what the command does, and its examples without breaks in them."""
@@ -45,6 +57,17 @@ class PlainCommand(TyperCommand):
 class PlainGroup(TyperGroup):
     """A command with commands."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the whole help."""
+        _fit(formatter)
+        super().format_help(ctx, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the options, and then the commands."""
+        records = [record for parameter in self.get_params(ctx) if (record := parameter.get_help_record(ctx))]
+        _write(formatter, [("Options", records)])
+        self.format_commands(ctx, formatter)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes a line for each command, in the order and the sections in which they are registered."""
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -55,10 +78,16 @@ class PlainGroup(TyperGroup):
         _write(formatter, sections.items())
 
 
+def _fit(formatter: Any) -> None:
+    """Makes lines as short as the terminal: Typer makes none of less than 50 characters, which then break in words."""
+    formatter.width = min(formatter.width, max(shutil.get_terminal_size().columns - 2, 20))
+
+
 def _write(formatter: Any, sections: Iterable[tuple[str, list[tuple[str, str]]]]) -> None:
     given = [(title, rows) for title, rows in sections if rows]
     widest = max(len(row[0]) for _, rows in given for row in rows)
+    column = 30 if formatter.width >= _NARROW else 8
     for title, rows in given:
         with formatter.section(title):
             # The second column begins at one place in all sections.
-            formatter.write_dl([(first.ljust(min(widest, 30)), second) for first, second in rows], col_max=32)
+            formatter.write_dl([(first.ljust(min(widest, column)), second) for first, second in rows], column + 2)

@@ -43,7 +43,8 @@ def predict(
         str | None, typer.Option("--from", metavar="FORMAT", help="The format of IN; unset: as its ending tells.")
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option("--min-score", help="Leave out entities with a lower score.", show_default=False)
+        float | None,
+        typer.Option("--min-score", metavar="SCORE", help="Leave out entities with a lower score.", show_default=False),
     ] = None,
     labels: Annotated[
         str | None, typer.Option("--labels", metavar="A,B", help="Only entities of these classes.", show_default=False)
@@ -53,11 +54,13 @@ def predict(
     ] = None,
     documents_per_file: Annotated[
         int | None,
-        typer.Option("--documents-per-file", help="More than 1: parts instead of a file each.", show_default=False),
+        typer.Option(
+            "--documents-per-file", metavar="N", help="More than 1: parts instead of a file each.", show_default=False
+        ),
     ] = None,
     shard: ShardOption = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes, each with the model.", show_default=False)
+        int | None, typer.Option("--workers", metavar="N", help="Processes, each with the model.", show_default=False)
     ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option("--engine", help="Where the work is done: here, or on a Ray cluster.")

@@ -37,9 +37,12 @@ def show_report(report: Mapping[str, Any]) -> None:
         say(f"scores are off by {calibration['expected_calibration_error']:.3f} (expected calibration error)")
     if llms := [name for name in report["counts"]["annotators"] if name.startswith("the LLM ")]:
         say(f"note: the gold annotations are from {', '.join(llms)}; the scores say how well the model agrees with it")
-    for label, count in report["counts"]["classes_unknown_to_the_model"].items():
-        entities = counted(count, "entity", "entities")
-        say(f"note: the model does not know the class {label!r} ({entities}, counted as missed)")
+    if unknown := report["counts"]["classes_unknown_to_the_model"]:
+        classes = f"class {next(iter(unknown))!r}" if len(unknown) == 1 else f"{len(unknown)} classes"
+        entities = counted(sum(unknown.values()), "entity", "entities")
+        say(f"note: the model does not know the {classes} ({entities}, counted as missed)")
+        if len(unknown) > 1:
+            say(f"  {', '.join(unknown)}")
 
 
 def _classes(report: Mapping[str, Any]) -> "Table":
