@@ -8,9 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from heapq import nsmallest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -22,7 +21,7 @@ from nertool.document_parsing import InvalidDocumentError, parse_document
 from nertool.documents import Document, Entity, Section, dump_document
 from nertool.errors import NertoolError
 from nertool.files import safe_file_name, write_atomic
-from nertool.labelling_tasks import Item, sample_order
+from nertool.labelling_tasks import Item
 from nertool.settings import LabelStudioSettings
 
 SPOOL_FORMAT = 1
@@ -110,13 +109,6 @@ def spool_files(folder: Path) -> list[Path]:
         with suppress(FileNotFoundError):
             found.append((path.stat().st_mtime_ns, path))
     return [path for _, path in sorted(found)]
-
-
-def choose_sample(items: Iterable[Item], count: int | None) -> list[Item]:
-    """Returns as many items, always the same ones of the same collection; None: all of them."""
-    if count is None:
-        return list(items)
-    return sorted(nsmallest(count, items, key=lambda item: sample_order(item.key)), key=lambda item: item.key)
 
 
 class Uploader:

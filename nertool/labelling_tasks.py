@@ -11,6 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from itertools import pairwise
 from typing import Any
 
@@ -98,6 +99,13 @@ def check_title(name: str) -> None:
 def sample_order(key: str) -> bytes:
     """Sections with the least of these are the sample: always the same ones, whatever else is there."""
     return hashlib.sha256(key.encode()).digest()
+
+
+def choose_sample(items: Iterable[Item], count: int | None) -> list[Item]:
+    """Returns as many items, always the same ones of the same collection; None: all of them."""
+    if count is None:
+        return list(items)
+    return sorted(nsmallest(count, items, key=lambda item: sample_order(item.key)), key=lambda item: item.key)
 
 
 def task_data(item: Item) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from nertool.commands.showing import choose_rows, showing_evaluations
 from nertool.documents import Document, Entity, Section
 from nertool.errors import NertoolError
-from nertool.labelling_spool import Spooled, Uploader, choose_sample, read_spool, spool_files, write_spool
+from nertool.labelling_spool import Spooled, Uploader, read_spool, spool_files, write_spool
 from nertool.labelling_tasks import Item, make_items
 from nertool.settings import LabelStudioSettings, Settings
 from tests.conftest import make_corpus
@@ -51,16 +51,6 @@ def test_a_spool_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join(path.read_bytes().splitlines()[:-1]))
     with pytest.raises(NertoolError, match="is no spool file"):
         read_spool(path)
-
-
-def test_the_sample_is_the_same_whatever_is_around_it() -> None:
-    items = [item for document in make_corpus(40) for item in make_items(document, has_gold=True)]
-    sample = choose_sample(items, 20)
-    assert choose_sample(list(reversed(items)), 20) == sample
-    assert {item.key for item in choose_sample(items, 5)} <= {item.key for item in sample}
-    rest = [item for item in items if item not in sample]
-    assert choose_sample(sample + rest[:10], 20) == sample
-    assert choose_sample(items, None) == items
 
 
 def test_rows_have_the_predictions_of_their_section() -> None:

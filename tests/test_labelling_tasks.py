@@ -13,6 +13,7 @@ from nertool.labelling_tasks import (
     Item,
     check_items,
     check_title,
+    choose_sample,
     make_items,
     make_prediction,
     make_result,
@@ -24,6 +25,7 @@ from nertool.labelling_tasks import (
     sort_entities,
     task_meta,
 )
+from tests.conftest import make_corpus
 
 # What offsets go wrong by in other places.
 HARD_TEXTS = {
@@ -221,3 +223,13 @@ def test_titles_that_label_studio_refuses_are_refused_before(title: str) -> None
         check_title(title)
     check_title("x" * 50)
     check_title("id:7")
+
+
+def test_the_sample_is_the_same_whatever_is_around_it() -> None:
+    items = [item for document in make_corpus(40) for item in make_items(document, has_gold=True)]
+    sample = choose_sample(items, 20)
+    assert choose_sample(list(reversed(items)), 20) == sample
+    assert {item.key for item in choose_sample(items, 5)} <= {item.key for item in sample}
+    rest = [item for item in items if item not in sample]
+    assert choose_sample(sample + rest[:10], 20) == sample
+    assert choose_sample(items, None) == items

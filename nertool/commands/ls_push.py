@@ -115,9 +115,8 @@ def run_push(
     from nertool.errors import NertoolError
     from nertool.formats import ReadReport, read_documents
     from nertool.formats.reading import report_reading
-    from nertool.labelling_spool import choose_sample
     from nertool.labelling_sync import Push, Pushed
-    from nertool.labelling_tasks import check_title, make_items, mentions
+    from nertool.labelling_tasks import check_title, choose_sample, make_items, mentions
     from nertool.window_cache import is_cache, open_cache
 
     if source is None:
