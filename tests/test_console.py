@@ -79,6 +79,19 @@ show(table)
 """
 
 
+def test_names_stand_beside_numbers_that_have_blanks_in_them() -> None:
+    code = (
+        "from nertool.console import number_table, show\n"
+        "table = number_table('class', numbers=['train', 'eval', 'test'], framed=True)\n"
+        "table.add_row('cell type', '164 (80.8 %)', '18 (8.9 %)', '21 (10.3 %)')\n"
+        "show(table)\n"
+    )
+    for columns in (40, 50, 60):
+        shown = " ".join(in_a_terminal(code, columns).split())
+        for text in ("cell", "type", "164 (80.8 %)", "18 (8.9 %)", "21 (10.3 %)"):
+            assert text in shown, columns
+
+
 @pytest.mark.parametrize("columns", [25, 40, 60, 80, 100, 130])
 def test_tables_fit_the_terminal_and_no_number_is_cut_off(columns: int) -> None:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", in_a_terminal(TABLE, columns))
