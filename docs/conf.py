@@ -34,6 +34,7 @@ napoleon_custom_sections = ["Source"]
 default_role = "code"  # `x` in docstrings is code
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # furo's own underlines names of modules as if they were links
 html_title = "nertool"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
@@ -53,7 +54,7 @@ def setup(app: Any) -> None:
     app.add_lexer("shell", CommandLexer)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-signature", _shorten)
-    app.connect("doctree-resolved", _allow_breaks)
+    app.connect("doctree-resolved", _typeset)
 
 
 def _skip(_app: Any, _what: str, name: str, member: object, skip: bool, _options: Any) -> bool:
@@ -67,10 +68,12 @@ def _shorten(_app: Any, _what: str, _name: str, member: object, *_rest: Any) -> 
     return ("", None) if isinstance(member, type) and issubclass(member, BaseModel) else None
 
 
-def _allow_breaks(_app: Any, doctree: nodes.document, _name: str) -> None:
-    """Lets long names in tables break where they are joined rather than anywhere."""
+def _typeset(_app: Any, doctree: nodes.document, _name: str) -> None:
+    """Lets long names in tables break where they are joined rather than anywhere; makes Sphinx's own dashes such."""
+    for text in [text for text in doctree.findall(nodes.Text) if text == " -- "]:
+        text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
     for literal in [code for entry in doctree.findall(nodes.entry) for code in entry.findall(nodes.literal)]:
-        parts = re.split(r"(?<=[./_])(?=\w)|(?<=\w-)(?=\w)", literal.astext())
+        parts = re.split(r"(?<=\w[./_-])(?=\w)", literal.astext())
         literal.children = list(_with_breaks(parts))
 
 
