@@ -71,7 +71,7 @@ def _shorten(_app: Any, _what: str, _name: str, member: object, *_rest: Any) -> 
 def _typeset(_app: Any, doctree: nodes.document, _name: str) -> None:
     """Lets long names in tables break where they are joined rather than anywhere; makes Sphinx's own dashes such."""
     for text in [text for text in doctree.findall(nodes.Text) if text == " -- "]:
-        text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
+        text.parent.replace(text, nodes.Text(" – "))
     for literal in [code for entry in doctree.findall(nodes.entry) for code in entry.findall(nodes.literal)]:
         parts = re.split(r"(?<=\w[./_-])(?=\w)", literal.astext())
         literal.children = list(_with_breaks(parts))
