@@ -372,7 +372,8 @@ def test_plain_texts_are_documents_where_texts_are_wanted(tmp_path):
         Document("empty", (Section("text", ""),)),
     ]
     assert read(tmp_path / "a.b.txt")[0] == documents[:1]
-    assert "holds no documents" in error_of(tmp_path).message
+    assert "holds no documents, only texts" in error_of(tmp_path).message
+    assert "nertool annotate" in error_of(tmp_path).hint
 
 
 def test_texts_are_written_and_what_they_cannot_hold_is_counted(tmp_path):

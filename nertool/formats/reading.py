@@ -189,7 +189,8 @@ def list_files(
 ) -> Iterator[tuple[Path, Format]]:
     """Yields the files that are to be read, each with its format; the arguments are those of `read_documents`."""
     if not path.exists():
-        raise NertoolError(f"{path} does not exist", "check the path")
+        beside = "" if path.is_absolute() else f"; the working folder is {Path.cwd()}"
+        raise NertoolError(f"{path} does not exist", f"check the path{beside}")
     if path.is_file():
         file_format = choose_format(format_name) if format_name else _by_ending(path, texts=True)
         if file_format is None:
@@ -208,6 +209,11 @@ def list_files(
         if file_format is not None:
             found = True
             yield file, file_format
+    if not found and not subfolders and any(_by_ending(file, texts=True) for file in files):
+        raise NertoolError(
+            f"{path} holds no documents, only texts",
+            "entities must be marked first: nertool annotate (by an LLM) or nertool predict (by a model)",
+        )
     if not found:
         inside = f"; it has the folders {', '.join(subfolders[:5])}" if subfolders else ""
         raise NertoolError(
