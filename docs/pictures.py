@@ -254,7 +254,8 @@ def learning_curves(figures: dict[str, Any]) -> str:
     best_step, best = max(history["micro_f1"], key=lambda row: row[1])
     x, y = left + width * best_step / last, 190 + 100 * (1 - best)
     drawing.box(x - 3.5, y - 3.5, 7, 7, "begin", 3.5)
-    drawing.text(x, y + 34, f"best: {best:.3f}, kept in run/model", "small", "end" if best_step > last / 2 else "start")
+    # At the right, below the curve and between two lines.
+    drawing.text(left + width, 244, f"best: {best:.3f} at step {best_step}, kept in run/model", "small", "end")
     for step in (0, last // 2, last):
         x = left + width * step / last
         drawing.text(x, 308, step, "small", "start" if step == 0 else "end" if step == last else "middle")
