@@ -5,10 +5,13 @@ torch is installed once. Those that need other packages than that one has make t
 """
 
 import os
+import re
 import sys
 import sysconfig
+import tempfile
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import nox
@@ -64,7 +67,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def tests_min(session: nox.Session) -> None:
-    """The same tests with the oldest direct dependencies that pyproject.toml allows (but for torch)."""
+    """The same tests with the oldest dependencies that pyproject.toml allows, those of extras too (but for torch)."""
     constraints = Path(session.create_tmp()) / "oldest.txt"
     constraints.write_text("\n".join(oldest_dependencies()) + "\n", encoding="utf-8")
     session.install("-e", ".[dev]", "--constraint", str(constraints))
@@ -162,7 +165,7 @@ def known_vulnerabilities(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Source archive and wheel, and whether the wheel has what it needs."""
+    """Source archive and wheel: whether the wheel has what it needs, and a demo with it, away from the repository."""
     session.install("build")
     folder = Path(session.create_tmp()) / "dist"
     session.run("python", "-m", "build", "--outdir", str(folder), silent=True)
@@ -175,6 +178,11 @@ def build(session: nox.Session) -> None:
         session.error(f"{wheel.name} lacks {', '.join(missing[:5])}")
     if not any(name.endswith("/licenses/LICENSE") for name in names):
         session.error(f"{wheel.name} lacks the licence")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(f"{wheel}[offline]")
+    with session.chdir(tempfile.mkdtemp(dir=folder)):
+        session.run("nertool", "demo", "demo", env={"PYTHONPATH": None})
+        session.run("nertool", "evaluate", "demo/run/model", "demo/split/test", "--json", silent=True)
     session.log(f"{wheel} and {next(folder.glob('*.tar.gz')).name} are fine")
 
 
@@ -184,7 +192,9 @@ def script(name: str) -> str:
 
 
 def oldest_dependencies() -> list[str]:
-    """Returns `name==version` for each direct dependency with a lower bound, but for torch."""
+    """Returns `name==version` for each dependency with a lower bound that users may install, but for torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pairs = (requirement.split(",")[0].partition(">=") for requirement in project["dependencies"])
-    return [f"{name}=={version}" for name, _, version in pairs if version and name != "torch"]
+    extras = (wanted for name, wanted in project["optional-dependencies"].items() if name not in ("dev", "docs"))
+    requirements = chain(project["dependencies"], *extras)
+    found = (re.match(r"([\w.-]+)(?:\[.*\])?>=([\w.]+)", requirement) for requirement in requirements)
+    return [f"{one[1]}=={one[2]}" for one in found if one and one[1] != "torch"]
