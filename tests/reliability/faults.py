@@ -183,13 +183,16 @@ def killed_for_real(trial: Trial) -> Iterator[Result]:
     """`kill -9` of processes that were started as people start them, at any time of their life."""
     folder = trial.new()
     seconds = trial.scene.start(folder, trial.job.arguments, real=True).wait().seconds
-    for _ in range(1 if trial.job.few else 2):
+    wanted, tries = (1, 5) if trial.job.few else (2, 8)
+    while wanted and tries:
+        tries -= 1
         folder = trial.new()
         running = trial.scene.start(folder, trial.job.arguments, real=True)
         # The first half of its life is spent on imports.
         time.sleep(seconds * trial.chance.uniform(0.3, 1.0))
         running.send(signal.SIGKILL)
-        if running.wait().status == -signal.SIGKILL:
+        if running.wait().status == -signal.SIGKILL:  # else it was faster this time
+            wanted -= 1
             bad = whole_or_not(trial, folder, None)
             result = trial.finish(folder)
             yield Result(
