@@ -141,13 +141,16 @@ def check_document(document: Document, folder: Path, *, all_writers: bool = Fals
                 writer.write(document)
 
 
+_MOST_INSIDE = 1_000_000  # bytes; damage that is repeated would fill it with a million lines
+
+
 def damage_inside(unpack: Callable[[bytes], bytes], pack: Callable[[bytes], bytes]) -> Damage:
     """Returns what damages mostly what is inside a wrapping, or else the wrapping."""
 
     def damage(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
         try:
             if rng.random() < 0.8:
-                return pack(mutate(unpack(data), rng, [unpack(rng.choice(others))]))
+                return pack(mutate(unpack(data), rng, [unpack(rng.choice(others))])[:_MOST_INSIDE])
         except Exception:  # noqa: BLE001 (what was damaged before can't be unwrapped)
             pass
         return mutate(data, rng, others)
