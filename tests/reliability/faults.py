@@ -10,13 +10,12 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.reliability.jobs import PEOPLES, Job, Scene, tree
-from tests.reliability.processes import Ended, Hook
+from tests.reliability.processes import Ended, Hook, pause
 
 _DAMAGES = ("cut in half", "emptied", "a bit flipped")
 
@@ -174,7 +173,7 @@ def strike(trial: Trial, folder: Path, more: tuple[str, ...], number: int) -> En
     hook, seconds = trial.moment(folder, number)
     running = trial.scene.start(folder, (*trial.job.arguments, *more), hook)
     if hook is None:
-        time.sleep(seconds)
+        pause(seconds)
         running.send(number)
     return running.wait()
 
@@ -189,7 +188,7 @@ def killed_for_real(trial: Trial) -> Iterator[Result]:
         folder = trial.new()
         running = trial.scene.start(folder, trial.job.arguments, real=True)
         # The first half of its life is spent on imports.
-        time.sleep(seconds * trial.chance.uniform(0.3, 1.0))
+        pause(seconds * trial.chance.uniform(0.3, 1.0))
         running.send(signal.SIGKILL)
         if running.wait().status == -signal.SIGKILL:  # else it was faster this time
             wanted -= 1
@@ -407,7 +406,7 @@ def two_at_once(trial: Trial) -> Iterator[Result]:
     for _ in range(trial.runs):
         folder = trial.new()
         one = trial.scene.start(folder, trial.job.arguments)
-        time.sleep(trial.chance.random() * trial.undisturbed.seconds)
+        pause(trial.chance.random() * trial.undisturbed.seconds)
         other = trial.scene.start(folder, (*trial.job.arguments, *trial.job.go_on))
         ends = [one.wait(), other.wait()]
         refused = [ended for ended in ends if ended.status]
@@ -424,7 +423,7 @@ def clock_jumps(trial: Trial) -> Iterator[Result]:
         folder = trial.new()
         file.write_text("+0d\n")
         running = trial.scene.start(folder, trial.job.arguments)
-        time.sleep(trial.chance.random() * trial.undisturbed.seconds * 0.9)
+        pause(trial.chance.random() * trial.undisturbed.seconds * 0.9)
         file.write_text("-400d\n" if number % 2 else "+400d\n")
         yield trial.judge(folder, running.wait())
         file.write_text("+0d\n")

@@ -151,6 +151,11 @@ class _Torn:
         return iter(self._file)
 
 
+def pause(seconds: float) -> None:
+    """Waits; `time.sleep` fails now and then where the clock is faked."""
+    select.select([], [], [], seconds)
+
+
 @dataclass
 class Running:
     """A command that is running; what it says goes to the hidden files `talk`.out and `talk`.err."""
@@ -171,7 +176,7 @@ class Running:
         while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
-            select.select([], [], [], 0.002)  # `time.sleep` fails now and then where the clock jumps
+            pause(0.002)
         status = os.waitstatus_to_exitcode(found[1])
         if self.process is not None:
             self.process.returncode = status
