@@ -18,8 +18,11 @@ class NertoolError(Exception):
         self.hint = hint
 
 
-class InterruptedBySignalError(Exception):
+class InterruptedBySignalError(BaseException):
     """A signal asked the command to stop, and what can be resumed has been saved.
+
+    No `Exception`, as `KeyboardInterrupt` is none: libraries catch those. torch's exporter then tries another way, and
+    the command would go on.
 
     Args:
         signal_number: The signal; the exit status is 128 + this number.

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import typer
 from safetensors.torch import load_file
 
 from nertool.cli import app
+from nertool.commands import options
 from nertool.document_parsing import parse_document
 from tests.cli_helpers import in_an_empty_folder, nertool, refuse, start, succeed, wait_for  # noqa: F401
 from tests.conftest import make_backbone, make_corpus, write_documents
@@ -252,11 +255,11 @@ def test_a_run_folder_that_a_kill_left_half_made_can_be_used(
     train = ["train", "--train", corpus[0], "--eval", corpus[1], "--output", "again", "--model", backbone, *TRAIN]
     succeed(*train, "--force")
     assert json.loads(Path("again/run.json").read_text())["finished"]
-    for options in ([], ["--force"], ["--resume"]):
+    for more in ([], ["--force"], ["--resume"]):
         shutil.rmtree("again")
         Path("again").mkdir()
         Path("again/..nertool.json.tmp").write_text("{")
-        succeed(*train, *options)
+        succeed(*train, *more)
 
 
 @pytest.mark.parametrize("options", [[], ["--skip-nonfinite"]])
@@ -270,6 +273,28 @@ def test_a_training_that_blows_up_names_the_documents_and_what_to_try(
     )
     assert "lower train.learning_rate" in message and "--skip-nonfinite" in message
     assert ("was skipped" in message) == bool(options)
+
+
+def test_a_signal_ends_a_command_even_inside_a_library_that_catches_exceptions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    went_on = []
+
+    @options.command
+    def export() -> None:
+        with suppress(Exception):  # as torch's exporter does
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        went_on.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(typer.Exit) as end:
+            export()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.exit_code == 128 + signal.SIGTERM and not went_on
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_two_trainings_in_one_folder_are_refused(corpus: tuple[Path, Path], backbone: Path) -> None:
