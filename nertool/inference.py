@@ -20,7 +20,7 @@ from nertool.engines import (
     Tagger,
     choose_tokens_per_batch,
 )
-from nertool.errors import NertoolError
+from nertool.errors import InterruptedBySignalError, NertoolError
 from nertool.extras import is_installed, require
 from nertool.packing import padded_batches
 from nertool.provenance import without_provenance
@@ -277,7 +277,7 @@ def predict_chunks(
                 if len(running) > 1:
                     yield running[0].result()
                     running.popleft()
-        except Exception:  # what was predicted before a document that can't be read is not lost
+        except (Exception, InterruptedBySignalError):  # what was predicted before what ends it is not lost
             while running:  # nothing after one that failed: who counts the chunks would take it for that one
                 yield running.popleft().result()
             raise
