@@ -34,6 +34,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def build_until(
+    monkeypatch: pytest.MonkeyPatch, where: str, path: Path, documents: list[Document], tokenizer: SectionTokenizer
+) -> None:
+    """Builds a cache until it is killed where it would call `where` of the module."""
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_building, where, killed)
+        build(path, documents, tokenizer)
+
+
 def test_a_cache_holds_what_was_tokenised(tmp_path: Path, tokenizer: SectionTokenizer) -> None:
     documents = make_corpus(5)
     cache = build(tmp_path / "cache", documents, tokenizer)
@@ -227,18 +240,11 @@ def test_a_kill_at_the_very_end_costs_nothing(
     documents = make_corpus(6)
     whole = contents(build(tmp_path / "whole", documents, tokenizer).path)
 
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(cache_building, where, killed)
-        build(tmp_path / "cut", documents, tokenizer)
+    build_until(monkeypatch, where, tmp_path / "cut", documents, tokenizer)
     with monkeypatch.context() as patch:
         patch.setattr(cache_building._Encoder, "encode", None)  # would fail if anything were encoded again
         assert contents(build(tmp_path / "cut", documents, tokenizer).path) == whole
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(cache_building, where, killed)
-        build(tmp_path / "other", documents, tokenizer)
+    build_until(monkeypatch, where, tmp_path / "other", documents, tokenizer)
     fewer = build(tmp_path / "other", documents[:5], tokenizer)
     assert fewer.info["counts"]["documents"] == 5
 
@@ -258,12 +264,7 @@ def test_a_damaged_line_of_the_journal_ends_what_is_vouched_for(
     monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 4)
     whole = contents(build(tmp_path / "whole", documents, tokenizer).path)
 
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(cache_building, "_finish", killed)
-        build(tmp_path / "cut", documents, tokenizer)
+    build_until(monkeypatch, "_finish", tmp_path / "cut", documents, tokenizer)
     journal = tmp_path / ".cut.partial/journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + b"{broken\n" + lines[2])
@@ -278,12 +279,7 @@ def test_a_flipped_bit_in_a_half_built_cache_is_made_good(
     monkeypatch.setattr(cache_building, "_DOCUMENTS_PER_CHUNK", 4)
     whole = contents(build(tmp_path / "whole", documents, tokenizer).path)
 
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(cache_building, "_finish", killed)
-        build(tmp_path / "cut", documents, tokenizer)
+    build_until(monkeypatch, "_finish", tmp_path / "cut", documents, tokenizer)
     data = bytearray((tmp_path / ".cut.partial" / name).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / ".cut.partial" / name).write_bytes(data)
