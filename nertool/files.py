@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from nertool.errors import NertoolError
 
 MANIFEST_NAME = ".nertool.json"
+_MANIFEST_CUT_SHORT = f".{MANIFEST_NAME}.tmp"  # what a kill leaves of it: see `write_atomic`
 _FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_NAME_BYTES = 120
 _MOST_FILES_SYNCED_ONE_BY_ONE = 100
@@ -192,7 +193,7 @@ def check_output(path: Path, *, force: bool, as_file: bool = False, source: Path
 
 def is_empty(folder: Path) -> bool:
     """Says whether a folder holds nothing, or only what a kill left of its manifest, which is written first."""
-    return all(entry.name == f".{MANIFEST_NAME}.tmp" for entry in folder.iterdir())
+    return all(entry.name == _MANIFEST_CUT_SHORT for entry in folder.iterdir())
 
 
 def remove_own(folder: Path) -> None:
@@ -251,7 +252,7 @@ def write_manifest(folder: Path, command: str, *, trees: tuple[str, ...] = (), *
         **facts: What else is worth knowing about the making.
     """
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    files = [name for name in files if name != f".{MANIFEST_NAME}.tmp"]  # of one that a kill cut short
+    files = [name for name in files if name != _MANIFEST_CUT_SHORT]
     listed = [name for name in files if not name.startswith(trees)] if trees else files
     write_json(folder / MANIFEST_NAME, {"command": command, "files": sorted([*listed, *trees]), **facts})
 
