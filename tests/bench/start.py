@@ -15,9 +15,9 @@ NERTOOL = str(Path(sys.executable).with_name("nertool"))
 COMMANDS = {
     "`python -c pass`": [sys.executable, "-c", "pass"],
     "`import nertool`": [sys.executable, "-c", "import nertool"],
-    "`nertool --help`": [NERTOOL, "--help"],
-    "`nertool train --help`": [NERTOOL, "train", "--help"],
-    "`nertool --version`": [NERTOOL, "--version"],
+    "the help, `--help`": [NERTOOL, "--help"],
+    "the help of `train`": [NERTOOL, "train", "--help"],
+    "`--version`": [NERTOOL, "--version"],
 }
 
 
