@@ -73,9 +73,9 @@ def save_checkpoint(
         OSError: If the disk is full; older checkpoints are untouched then.
     """
     folder.mkdir(exist_ok=True)
-    final = folder / f"step-{progress.step:08d}"
-    if final.exists():  # a second save after the same step, after its evaluation; the first one stays until it is whole
-        final = final.with_name(f"{final.name}b")
+    # A second save after the same step, after its evaluation or a signal: the first one stays until it is whole.
+    same_step = sorted(path.name for path in folder.glob(f"step-{progress.step:08d}*"))
+    final = folder / (f"{same_step[-1]}b" if same_step else f"step-{progress.step:08d}")
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

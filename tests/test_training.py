@@ -1,6 +1,7 @@
 """The loop: what a step does, the schedule, evaluation in between, and resuming to the bit."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -334,6 +335,22 @@ def test_a_second_save_after_one_step_never_leaves_no_checkpoint(
     second, third = save(), save()
     assert latest_checkpoint(tmp_path / "c") == third and not second.exists()
     assert load_checkpoint(third, run.model.network, run.optimizer, run.scaler).evaluated_step == 0
+
+
+def test_a_save_when_a_kill_has_left_two_of_the_same_step_is_the_newest(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone)
+    first = run.save(tmp_path / "c")
+    shutil.copytree(first, tmp_path / "kept")
+    run.progress.evaluated_step = 0
+    second = run.save(tmp_path / "c")
+    (tmp_path / "kept").rename(first)  # as if a kill had come before it was removed
+    assert latest_checkpoint(tmp_path / "c") == second
+    for seconds in (1.0, 2.0):
+        run.progress.train_seconds = seconds
+        newest = run.save(tmp_path / "c")
+        assert latest_checkpoint(tmp_path / "c") == newest
+        assert load_checkpoint(newest, run.model.network, run.optimizer, run.scaler).train_seconds == seconds
+        assert list((tmp_path / "c").iterdir()) == [newest]
 
 
 def test_a_run_may_go_on_in_another_precision(tmp_path: Path, backbone: Path) -> None:
