@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from safetensors.torch import load_file
 
@@ -295,6 +296,36 @@ def test_a_signal_ends_a_command_even_inside_a_library_that_catches_exceptions(
         signal.signal(signal.SIGTERM, before)
     assert end.value.exit_code == 128 + signal.SIGTERM and not went_on
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.11 GB, max allowed: 9.07 GB)."),
+    ],
+)
+def test_a_device_without_memory_left_is_told_with_what_to_lower(
+    error: RuntimeError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @options.command
+    def train() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as end:
+        train()
+    message = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert end.value.exit_code == 2
+    assert f"the device is out of memory: {error}" in message and "lower train.tokens_per_batch" in message
+
+
+def test_another_runtime_error_is_not_taken_for_a_lack_of_memory() -> None:
+    @options.command
+    def train() -> None:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        train()
 
 
 def test_two_trainings_in_one_folder_are_refused(corpus: tuple[Path, Path], backbone: Path) -> None:

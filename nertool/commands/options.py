@@ -97,7 +97,7 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
             )
             raise typer.Exit(2) from error
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's; importing it only to name it would take seconds
+            if not _is_out_of_memory(error):
                 raise
             _print_error(
                 f"the device is out of memory: {str(error).splitlines()[0]}",
@@ -112,6 +112,11 @@ def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
             raise typer.Exit(128 + signal.SIGINT) from error
 
     return wrapped
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Knows torch's error by its name, as importing torch would take seconds; on Apple's GPUs by its text only."""
+    return type(error).__name__ == "OutOfMemoryError" or str(error).startswith("MPS backend out of memory")
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
