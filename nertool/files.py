@@ -358,7 +358,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
     A crash between the two renames leaves the old folder as `.NAME.old`; `recover_folder` puts it back.
     """
-    old = path.with_name(f".{path.name}.old")
+    old = _aside(path)
     shutil.rmtree(old, ignore_errors=True)
     _sync_tree(new)
     if path.exists():
@@ -369,10 +369,25 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def recover_folder(path: Path) -> None:
-    """Undoes a replacement that a crash cut in two."""
-    old = path.with_name(f".{path.name}.old")
+    """Undoes a replacement that a crash cut in two.
+
+    Raises:
+        NertoolError: If it isn't cut in two, but another command is at it.
+    """
+    if _aside(path).is_dir():
+        with exclusive(path):
+            put_back(path)
+
+
+def put_back(path: Path) -> None:
+    """Undoes a replacement that a crash cut in two, where no other command can be at one: see `exclusive`."""
+    old = _aside(path)
     if old.is_dir():
         if path.exists():
             shutil.rmtree(old)
         else:
             old.rename(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")

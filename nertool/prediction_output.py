@@ -16,8 +16,8 @@ from nertool.errors import NertoolError
 from nertool.files import (
     exclusive,
     partial_path,
+    put_back,
     read_json,
-    recover_folder,
     replace_folder,
     write_atomic,
     write_json,
@@ -168,7 +168,7 @@ class PredictionOutput:
             _join((self._chunks[key] for key in sorted(self._chunks)), whole)
             publish_documents(whole, self.path)
         else:
-            recover_folder(self.path)
+            put_back(self.path)
             whole = self.folder / "documents"
             shutil.rmtree(whole, ignore_errors=True)
             whole.mkdir()

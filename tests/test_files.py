@@ -17,6 +17,7 @@ from nertool.files import (
     MANIFEST_NAME,
     check_output,
     check_own,
+    exclusive,
     json_lines,
     new_folder,
     partial_path,
@@ -466,6 +467,18 @@ def test_a_new_folder_puts_back_what_a_crash_left_aside(tmp_path, monkeypatch):
     with pytest.raises(NertoolError, match="exists and is not empty"):
         make_output(path)
     assert content_of(path)["train/a.json"] == b"old"
+
+
+def test_what_another_command_has_set_aside_is_left_to_it(tmp_path):
+    path = make_output(tmp_path / "out", text="old")
+    with exclusive(path):
+        path.rename(tmp_path / ".out.old")  # it is between the two renames
+        for look in (recover_folder, make_output):
+            with pytest.raises(NertoolError, match="another nertool is working on"):
+                look(path)
+        assert (tmp_path / ".out.old").is_dir() and not path.exists()
+    recover_folder(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
 
 
 def test_publishing_a_folder_renames_it(folders):

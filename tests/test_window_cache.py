@@ -257,6 +257,26 @@ def test_a_replacement_that_was_cut_in_two_is_undone(tmp_path: Path, tokenizer: 
     assert not (tmp_path / ".cache.old").exists()
 
 
+def test_a_build_between_its_two_renames_is_not_disturbed(
+    tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = make_corpus(4)
+    whole = contents(build(tmp_path / "cache", documents, tokenizer).path)
+    real_rename, second = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name == ".cache.partial" and not second:
+            with pytest.raises(NertoolError, match="another nertool is working on") as refused:
+                build(tmp_path / "cache", documents, tokenizer)
+            second.append(refused)
+        return real_rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    build(tmp_path / "cache", make_corpus(3), tokenizer, force=True)
+    assert second and contents(tmp_path / "cache") != whole
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cache"]
+
+
 def test_a_damaged_line_of_the_journal_ends_what_is_vouched_for(
     tmp_path: Path, tokenizer: SectionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
