@@ -384,6 +384,24 @@ def test_two_that_make_the_same_output_are_not_let_at_it(tmp_path):
     assert content_of(tmp_path / "out").keys() == {"one.json", MANIFEST_NAME}
 
 
+def test_a_lock_on_a_file_that_was_unlinked_meanwhile_is_none(tmp_path, monkeypatch):
+    """A command that opens the lock's file just before another one removes it locks what nobody else can see."""
+    fcntl = pytest.importorskip("fcntl")
+    first = exclusive(tmp_path / "out")
+    first.__enter__()
+    real_lock = fcntl.flock
+
+    def lock(descriptor, operation):
+        monkeypatch.undo()
+        first.__exit__(None, None, None)
+        real_lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with exclusive(tmp_path / "out", wait_seconds=5), pytest.raises(NertoolError, match="another nertool"):
+        with exclusive(tmp_path / "out"):
+            pass
+
+
 # Replacing a folder
 
 
