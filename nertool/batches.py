@@ -1,13 +1,13 @@
 """Which windows go into which batch, and what a batch holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nertool.packing import pack_by_length, pad_ids
+from nertool.packing import MULTIPLE, pack_by_length, pad_ids
 from nertool.window_cache import WindowCache
 from nertool.windows import SectionTokenizer
 
@@ -22,7 +22,7 @@ class Batch:
 
     Args:
         ids: Token ids with special tokens, `(batch, tokens)` int64.
-        attention_mask: 1 where there is a token, `(batch, tokens)` int64.
+        attention_mask: 1 where there is a token, `(batch, tokens)` int64; None on GPUs, if there is one everywhere.
         targets: What each channel should say, `(batch, tokens, channels)` float32.
         loss_mask: 1 where the window owns the token, `(batch, tokens)` float32; special tokens and padding are 0.
         teacher_logits: In distillation, what the teacher says, `(batch, tokens, channels)` float32.
@@ -31,24 +31,50 @@ class Batch:
     """
 
     ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     targets: Tensor
     loss_mask: Tensor
     teacher_logits: Tensor | None = None
     labelled: Tensor | None = None
     teacher_hidden: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """Returns the batch on a device; a GPU copies it while the CPU goes on."""
-        if device.type != "cuda":
-            return Batch(*(tensor.to(device) for tensor in self.tensors()))
-        return Batch(
-            *(one if one.is_cuda else one.pin_memory().to(device, non_blocking=True) for one in self.tensors())
-        )
+    def to(self, device: torch.device, longest: int) -> "Batch":
+        """Returns the batch on a device; a GPU copies it while the CPU goes on.
+
+        GPUs prepare attention and keep memory for each shape that comes, so batches there are as long as a multiple of
+        16 tokens, or as the longest window. Without padding there is no mask, as attention is faster without one.
+
+        Args:
+            device: The device.
+            longest: Tokens of the longest window of all.
+        """
+        if device.type in ("cpu", self.ids.device.type):
+            return self
+        tokens = self.ids.shape[1]
+        full = self.padded(max(tokens, min(-(-tokens // MULTIPLE) * MULTIPLE, longest)))
+        assert full.attention_mask is not None
+        whole = bool(full.attention_mask.all())  # asked here, as asking a GPU would mean to wait for it
+        if device.type == "cuda":
+            batch = Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in full.tensors()))
+        else:
+            batch = Batch(*(tensor.to(device) for tensor in full.tensors()))
+        return replace(batch, attention_mask=None) if whole else batch
+
+    def padded(self, tokens: int) -> "Batch":
+        """Returns the batch made longer; ids of padding don't matter, as it is masked out."""
+
+        def pad(tensor: Tensor) -> Tensor:
+            if tensor.ndim == 1:
+                return tensor
+            sides = [0, 0] * (tensor.ndim - 2) + [0, tokens - tensor.shape[1]]
+            return torch.nn.functional.pad(tensor, sides)
+
+        return Batch(*map(pad, self.tensors()))
 
     def tensors(self) -> list[Tensor]:
         """Returns the tensors that there are, in the order of the arguments."""
         optional = (self.teacher_logits, self.labelled, self.teacher_hidden)
+        assert self.attention_mask is not None  # where it is None, the batch is where it shall be
         plain = (self.ids, self.attention_mask, self.targets, self.loss_mask)
         return [*plain, *(tensor for tensor in optional if tensor is not None)]
 

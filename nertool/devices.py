@@ -34,6 +34,10 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
         return torch.device("cuda", index)
     if index is not None and name.startswith("cuda:"):
         raise NertoolError(f"{name} is one GPU, but several processes train", "--device cuda gives each its own")
+    if index is not None and name == "auto":
+        return torch.device("cpu")  # torch can't exchange gradients between processes on MPS
+    if index is not None and name == "mps":
+        raise NertoolError("several processes can't train on mps", "one process without torchrun, or --device cpu")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -57,7 +61,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.cuda.device(device):  # which is what the next line asks about
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and _cpu_multiplies_bf16():
         return torch.bfloat16
     return torch.float32

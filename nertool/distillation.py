@@ -54,19 +54,21 @@ def distillation_task(lessons: Sequence[Lesson], student: NerModel, settings: Di
 
     def load(indices: npt.NDArray[np.int64]) -> Batch:
         batch = join([lesson_batch(lesson, own, student) for lesson, own in shares(indices) if len(own)])
-        return _with_hidden(batch, teacher, network) if isinstance(network, MatchedStudent) else batch
+        return _with_hidden(batch, teacher, network, longest) if isinstance(network, MatchedStudent) else batch
 
     def documents_of(windows: npt.NDArray[np.int64]) -> list[str]:
         found = [documents_of_windows(lesson.cache, own, student.tokenizer) for lesson, own in shares(windows)]
         return list(chain.from_iterable(found))
 
     windows = np.concatenate([lesson.cache.windows for lesson in lessons])
+    lengths = windows["length"].astype(np.int64) + student.tokenizer.special_tokens
+    longest = int(lengths.max(initial=0))
     network: torch.nn.Module = student.network
     if settings.hidden_weight:
         network = MatchedStudent(student.network, _torch_engine(teacher).network)
     return Task(
         network=network,
-        lengths=windows["length"].astype(np.int64) + student.tokenizer.special_tokens,
+        lengths=lengths,
         owned=windows["owned_length"].astype(np.int64),
         load_batch=load,
         loss=distillation_loss(settings.hard_weight, settings.temperature, settings.hidden_weight),
@@ -75,9 +77,9 @@ def distillation_task(lessons: Sequence[Lesson], student: NerModel, settings: Di
     )
 
 
-def _with_hidden(batch: Batch, teacher: Tagger, student: MatchedStudent) -> Batch:
+def _with_hidden(batch: Batch, teacher: Tagger, student: MatchedStudent, longest: int) -> Batch:
     engine = _torch_engine(teacher)
-    batch = batch.to(engine.device)
+    batch = batch.to(engine.device, longest)
     with autocast(engine.device, engine.precision):
         hidden = hidden_states(engine.network, student.layers, batch.ids, batch.attention_mask)
     return replace(batch, teacher_hidden=hidden)
@@ -110,16 +112,9 @@ def lesson_batch(lesson: Lesson, indices: npt.NDArray[np.int64], student: NerMod
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Puts batches together, padded to the longest of them; ids of padding don't matter, as it is masked out."""
+    """Puts batches together, padded to the longest of them."""
     if len(batches) == 1:
         return batches[0]
     longest = max(batch.ids.shape[1] for batch in batches)
-
-    def padded(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.ndim == 1:
-            return tensor
-        sides = [0, 0] * (tensor.ndim - 2) + [0, longest - tensor.shape[1]]
-        return torch.nn.functional.pad(tensor, sides)
-
-    columns = zip(*(batch.tensors() for batch in batches), strict=True)
-    return Batch(*(torch.cat([padded(tensor) for tensor in column]) for column in columns))
+    columns = zip(*(batch.padded(longest).tensors() for batch in batches), strict=True)
+    return Batch(*map(torch.cat, columns))

@@ -1,7 +1,7 @@
 """Several processes that train one model, started by `torchrun`; all of it is torch.distributed's work.
 
-Process 0 alone reads the documents, builds the cache, writes and prints; the others open what it made, so all need the
-same file system. A run of one process goes the same way, with nothing to exchange.
+Process 0 alone reads the training documents, builds the cache, writes and prints; the others open what it made and read
+the eval split, so all need the same file system. A run of one process goes the same way, with nothing to exchange.
 """
 
 import os
@@ -35,6 +35,11 @@ class World:
     rank: int = 0
     size: int = 1
     control: "dist.ProcessGroup | None" = None
+
+    @property
+    def gpu(self) -> int | None:
+        """The number of this process's GPU, where several processes have one each; None for one process alone."""
+        return local_rank() if self.size > 1 else None
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
         """Returns the network to train with: it begins with the first process's weights and averages gradients."""

@@ -60,6 +60,10 @@ class NerModel:
             from nertool.cpu_kernels import use_cpu_kernels  # noqa: PLC0415 (it loads a good part of transformers)
 
             use_cpu_kernels(self.network)
+        elif device.type == "cuda":
+            from nertool.gpu_kernels import use_gpu_kernels  # noqa: PLC0415
+
+            use_gpu_kernels(self.network)
         self.network.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in an untyped one
         return self.network
 
@@ -92,8 +96,10 @@ class TorchEngine:
         self.network.eval()
         try:
             with torch.inference_mode(), autocast(self.device, self.precision):
-                given = (torch.from_numpy(array).to(self.device) for array in (ids, mask))
-                output = self.network(**dict(zip(("input_ids", "attention_mask"), given, strict=True)))
+                given = {"input_ids": torch.from_numpy(ids).to(self.device)}
+                if not mask.all():  # attention is faster without a mask
+                    given["attention_mask"] = torch.from_numpy(mask).to(self.device)
+                output = self.network(**given)
                 found: Floats = output.logits.float().cpu().numpy()
         finally:
             self.network.train(was_training)

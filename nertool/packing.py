@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from nertool.windows import Longs, SectionTokenizer
 
-_MULTIPLE = 16  # tokens; with 8 or 32 it is no faster (docs/log.md)
+MULTIPLE = 16  # tokens; with 8 or 32 it is no faster (docs/log.md)
 
 
 def pack_by_length(lengths: Longs, order: Longs, budget: int) -> list[Longs]:
@@ -59,7 +59,7 @@ def padded_batches(
         The numbers of a batch's windows, `(batch,)`, their ids and mask, `(batch or more, tokens)`; all int64.
     """
     whole = lengths.astype(np.int64) + tokenizer.special_tokens
-    padded = np.minimum(-(-whole // _MULTIPLE) * _MULTIPLE, max_tokens)
+    padded = np.minimum(-(-whole // MULTIPLE) * MULTIPLE, max_tokens)
     for batch in pack_by_length(padded, np.argsort(-whole, kind="stable"), budget):
         rows = [ids[starts[i] : starts[i] + lengths[i]].astype(np.int64) for i in batch]
         longest = int(padded[batch[0]])

@@ -17,7 +17,7 @@ from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, ra
 from nertool.console import Advance, say
 from nertool.console import progress as show_progress
 from nertool.devices import choose_device, choose_precision, keep_freed_memory
-from nertool.distributed import ALONE, World, local_rank
+from nertool.distributed import ALONE, World
 from nertool.documents import Document, Entity, Section
 from nertool.doubts import Doubts
 from nertool.engines import Tagger
@@ -34,6 +34,7 @@ from nertool.settings import Settings
 from nertool.stopping import StopRequest, StopRequestedError, stop_request
 from nertool.tracking import Tracker
 from nertool.training import (
+    TOKENS_PER_BATCH,
     BatchPlan,
     LossFunction,
     NonFiniteError,
@@ -219,7 +220,7 @@ class Session:
             ) from error
 
 
-def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it needs it)
+def train_run(  # noqa: PLR0912, PLR0915 (what a run needs, in the order in which it needs it)
     run: Path,
     model: NerModel,
     task: Task,
@@ -248,7 +249,7 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
         InterruptedBySignalError: After saving a checkpoint, if a signal came in.
         NertoolError: If the loss is not a number any more.
     """
-    device = choose_device(settings.train.device, local_rank() if world.size > 1 else None)
+    device = choose_device(settings.train.device, world.gpu)
     precision = choose_precision(settings.train.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -268,12 +269,13 @@ def train_run(  # noqa: PLR0915 (what a run needs, in the order in which it need
     else:
         progress = Progress()
         task.begin()
-        torch.manual_seed(settings.train.seed + world.rank)  # each process drops other units
     if not len(task.lengths):
         raise NertoolError("the training documents have no text to learn from")
     progress.tokens_per_batch = progress.tokens_per_batch or _tokens_per_batch(
-        network, int(task.lengths.max()), settings, device, precision, world
+        network, task, settings, device, precision, world
     )
+    if not newest:  # after trials of batches, which draw, too
+        torch.manual_seed(settings.train.seed + world.rank)  # each process drops other units
     plan = BatchPlan(task.lengths, task.owned, settings.train, progress.tokens_per_batch, world.size)
     if newest:
         say(f"resuming at step {progress.step:,} of {plan.total_steps:,}")
@@ -387,7 +389,7 @@ def labelled_task(
 
 def _tokens_per_batch(
     network: torch.nn.Module,
-    longest: int,
+    task: Task,
     settings: Settings,
     device: torch.device,
     precision: torch.dtype,
@@ -396,7 +398,13 @@ def _tokens_per_batch(
     """Returns how many tokens a batch has, by the settings or by the memory; the same in all processes."""
     if settings.train.tokens_per_batch != "auto":
         return settings.train.tokens_per_batch
-    found = find_tokens_per_batch(network, longest, device, precision, world.size)
+    found = TOKENS_PER_BATCH
+    if device.type == "cuda":
+        found = find_tokens_per_batch(
+            network, task.lengths, task.load_batch, task.loss, device, precision,
+            spare=torch.cuda.get_device_properties(device).total_memory // 10,
+            batches_of_step=settings.train.accumulate_batches * world.size, processes=world.size,
+        )  # fmt: skip
     (least,) = world.largest(-found)
     say(f"{-least:,} tokens per batch")
     return -least

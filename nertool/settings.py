@@ -130,7 +130,7 @@ class TrainSettings(_Part):
     tokens_per_batch: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
         2048,
         description="Tokens of one batch on the device, padding included; a longer window is a batch alone. `auto`: as "
-        "many as a GPU's memory holds, 2,048 on a CPU.",
+        "many as a GPU's memory holds and leave 100 steps in an epoch, at most 32,768; 2,048 on a CPU.",
     )
     accumulate_batches: int = Field(
         1, ge=1, description="Batches per optimizer step, of each process where several train together."

@@ -173,12 +173,12 @@ class MatchedStudent(torch.nn.Module):
             torch.nn.init.eye_(projection.weight)
         self.projections = torch.nn.ModuleList(projections)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> SimpleNamespace:
         """Returns as `logits` the logits and, behind them, the projected states of all layers.
 
         Args:
             input_ids: `(batch, tokens)` int64.
-            attention_mask: `(batch, tokens)` int64.
+            attention_mask: `(batch, tokens)` int64; None where nothing is padding.
 
         Returns:
             `(batch, tokens, channels + layers · teacher's units)`.
@@ -189,7 +189,7 @@ class MatchedStudent(torch.nn.Module):
         return SimpleNamespace(logits=torch.cat([output.logits, *projected], dim=-1))
 
 
-def hidden_states(teacher: "PreTrainedModel", layers: list[int], ids: Tensor, mask: Tensor) -> Tensor:
+def hidden_states(teacher: "PreTrainedModel", layers: list[int], ids: Tensor, mask: Tensor | None) -> Tensor:
     """Returns the hidden states of some of a teacher's layers, `(batch, tokens, layers · units)` float32."""
     teacher.eval()
     with torch.no_grad():

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 LossFunction = Callable[[Tensor, Batch], Tensor]
 
-_TOKENS_PER_BATCH = 2048
-_MOST_TOKENS_PER_BATCH = 2**17  # larger batches make no step faster, and learning slower
+TOKENS_PER_BATCH = 2048  # where memory isn't what limits it
+_MOST_TOKENS_PER_BATCH = 2**15  # 64 full windows of 512, which keep a GPU busy
+_STEPS_OF_EPOCH = 100
 _READ_LOSS_EVERY_STEPS = 10
 _MOST_SKIPPED_IN_A_ROW = 10
+_LEAST_SCALE = 2.0**-10  # GradScaler begins with 2**16 and halves it with each step that overflows, which it leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class StepReport:
 
 
 class NonFiniteError(Exception):
-    """Loss or gradients are not numbers any more; the weights are still those of before the step where that is known.
+    """Loss or gradients are not numbers any more; no step that was not finite has changed the weights.
 
     Args:
         what: What is not finite.
@@ -82,6 +84,7 @@ class BatchPlan:
         tokens_per_batch: int,
         processes: int = 1,
     ) -> None:
+        self.longest = int(lengths.max(initial=0))
         self._lengths = lengths
         self._owned = owned
         self._settings = settings
@@ -110,47 +113,60 @@ class BatchPlan:
 
 def find_tokens_per_batch(
     network: torch.nn.Module,
-    longest: int,
+    lengths: npt.NDArray[np.int64],
+    load_batch: Callable[[npt.NDArray[np.int64]], Batch],
+    loss_function: LossFunction,
     device: torch.device,
     precision: torch.dtype,
+    spare: int,
+    batches_of_step: int = 1,
     processes: int = 1,
 ) -> int:
-    """Returns the most tokens per batch, in powers of two, that a GPU's memory holds; elsewhere 2,048.
+    """Returns the most tokens per batch, in powers of two, that a GPU's memory holds.
+
+    Tried with the longest windows, which take the most memory per token. From 2,048 on no more than leaves 100 steps in
+    an epoch, as fewer learn little: memory alone would choose three steps for 500 abstracts.
 
     Args:
         network: The network, on its device; its weights stay as they are.
-        longest: Tokens of the longest window, which takes the most memory per token.
+        lengths: Tokens of each window, special tokens included, `(windows,)`.
+        load_batch: Reads windows.
+        loss_function: What is differentiated.
         device: Where it is.
         precision: The autocast precision.
+        spare: Bytes to leave free for what a trial doesn't show: masks, fragments, other processes' buffers.
+        batches_of_step: How many batches make a step, those of all processes together.
         processes: How many train together; several keep their gradients twice.
 
     Raises:
         NertoolError: If not even one window fits.
     """
-    if device.type != "cuda":
-        return _TOKENS_PER_BATCH
-    # AdamW's two moments, and copies of gradients that are exchanged, are made in the first step only.
-    copies = 2 if processes == 1 else 3
-    reserved = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(copies)]
+    longest_first = np.argsort(-lengths, kind="stable")
+    longest = int(lengths[longest_first[0]])
     network.train()
 
     def fits(tokens: int) -> bool:
-        shape = (max(1, tokens // longest), longest)
-        ids, mask = torch.ones(shape, dtype=torch.int64, device=device), torch.ones(shape, device=device)
+        windows = np.resize(longest_first, max(1, tokens // longest))  # the same again where there are fewer
+        reserved = []
         try:
+            reserved.append(torch.empty(spare, dtype=torch.uint8, device=device))
+            # AdamW's two moments, and copies of gradients that are exchanged, are made in the first step only.
+            copies = 2 if processes == 1 else 3
+            reserved += [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(copies)]
+            batch = load_batch(windows).to(device, longest)
             with autocast(device, precision):
-                logits = network(input_ids=ids, attention_mask=mask.long()).logits
-            torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), torch.zeros_like(logits)).backward()
+                logits = network(input_ids=batch.ids, attention_mask=batch.attention_mask).logits
+            loss_function(logits, batch).backward()
         except torch.OutOfMemoryError:
             return False
         finally:
             network.zero_grad(set_to_none=True)
+            reserved.clear()
             torch.cuda.empty_cache()
         return True
 
-    found = most_that_fits(fits, _TOKENS_PER_BATCH, _MOST_TOKENS_PER_BATCH)
-    del reserved
-    torch.cuda.empty_cache()
+    most = int(lengths.sum()) // (_STEPS_OF_EPOCH * batches_of_step)
+    found = most_that_fits(fits, TOKENS_PER_BATCH, min(most, _MOST_TOKENS_PER_BATCH))
     if found == 0:
         raise NertoolError(
             f"one window of {longest} tokens does not fit into the memory of {device}",
@@ -237,7 +253,7 @@ def make_scaler(device: torch.device, precision: torch.dtype) -> "torch.amp.Grad
     return torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
 
-def fit(  # noqa: PLR0915 (the loop is one piece)
+def fit(  # noqa: PLR0912, PLR0915 (the loop is one piece)
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: "torch.amp.GradScaler",
@@ -269,8 +285,7 @@ def fit(  # noqa: PLR0915 (the loop is one piece)
         NonFiniteError: If loss or gradients are not finite; not where `skip_nonfinite` is set, but for ten such steps
             in a row.
     """
-    # Looking at each step makes a GPU wait for it; there it is done when the loss is read.
-    look_each_step = device.type == "cpu" or settings.skip_nonfinite
+    look_each_step = settings.skip_nonfinite or not _is_costly_to_look_at(device)
     skipped_in_a_row = 0
     since_last_look: list[npt.NDArray[np.int64]] = []
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -288,7 +303,7 @@ def fit(  # noqa: PLR0915 (the loop is one piece)
             # Where a step has fewer batches than processes, some take part with one that doesn't count.
             own, counts = indices[world.rank :: world.size] or indices[:1], world.rank < len(indices)
             step_loss = torch.zeros((), device=device)
-            for number, batch in enumerate((load_batch(windows).to(device) for windows in own), start=1):
+            for number, batch in enumerate((load_batch(windows).to(device, plan.longest) for windows in own), start=1):
                 with world.accumulating(replica, last=number == len(own)):
                     with autocast(device, precision):
                         logits = replica(input_ids=batch.ids, attention_mask=batch.attention_mask).logits
@@ -306,6 +321,11 @@ def fit(  # noqa: PLR0915 (the loop is one piece)
             if what is None:
                 running[0] += step_loss
                 running[1] += tokens
+                if not look_each_step and not scaler.is_enabled():
+                    # The device itself leaves the weights alone (as for GradScaler), and the next look at the loss
+                    # finds that its sum isn't finite.
+                    optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+                    running[0] += norm * 0
                 scaler.step(optimizer)
             elif not settings.skip_nonfinite or skipped_in_a_row == _MOST_SKIPPED_IN_A_ROW:
                 raise NonFiniteError(what, progress.step + 1, np.concatenate(since_last_look))
@@ -321,11 +341,18 @@ def fit(  # noqa: PLR0915 (the loop is one piece)
                     world.add_up(running[:1])
                 loss = float(running[0] / running[1])
                 running.zero_()
+                if scaler.is_enabled() and scaler.get_scale() < _LEAST_SCALE:
+                    raise NonFiniteError("gradients overflow", progress.step, np.concatenate(since_last_look))
                 if not math.isfinite(loss):
                     raise NonFiniteError(f"the loss is {loss}", progress.step, np.concatenate(since_last_look))
                 since_last_look.clear()
             yield StepReport(progress.step, tokens, optimizer.param_groups[0]["lr"], loss, what is not None)
         progress.epoch, progress.batch = progress.epoch + 1, 0
+
+
+def _is_costly_to_look_at(device: torch.device) -> bool:
+    """Tells whether reading a number makes the CPU wait for the device, and AdamW there can pass over a step alone."""
+    return device.type == "cuda"
 
 
 def _not_finite(loss: Tensor, norm: Tensor, scaler: "torch.amp.GradScaler") -> str | None:

@@ -14,15 +14,16 @@ import torch
 from nertool.batches import Batch, training_batch
 from nertool.checkpoints import Progress, latest_checkpoint, load_checkpoint, random_states, save_checkpoint
 from nertool.devices import choose_device, choose_precision, seed_everything
+from nertool.distributed import ALONE
 from nertool.errors import NertoolError
 from nertool.inference import predict_sections, prepare
 from nertool.losses import binary_cross_entropy
 from nertool.model import NerModel, new_model
-from nertool.settings import ModelSettings, TrainSettings, WindowSettings
+from nertool.runs import _tokens_per_batch, labelled_task
+from nertool.settings import ModelSettings, Settings, TrainSettings, WindowSettings
 from nertool.training import (
     BatchPlan,
     NonFiniteError,
-    find_tokens_per_batch,
     fit,
     learning_rate_factor,
     make_optimizer,
@@ -453,4 +454,16 @@ def test_the_batch_size_that_fits_is_found(limit: int) -> None:
 
 def test_on_a_cpu_the_automatic_batch_size_is_the_default(tmp_path: Path, backbone: Path) -> None:
     run = Fitting(tmp_path, backbone)
-    assert find_tokens_per_batch(run.model.network, 32, CPU, torch.float32) == TrainSettings().tokens_per_batch
+    task = labelled_task(run.cache, run.model)
+    settings = Settings(train=TrainSettings(tokens_per_batch="auto"))
+    found = _tokens_per_batch(run.model.network, task, settings, CPU, torch.float32, ALONE)
+    assert found == TrainSettings().tokens_per_batch
+
+
+def test_processes_on_a_mac_train_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto").type == "mps"
+    assert choose_device("auto", 0) == CPU
+    with pytest.raises(NertoolError, match="several processes can't train on mps"):
+        choose_device("mps", 0)

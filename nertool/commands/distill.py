@@ -176,7 +176,7 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     from nertool.runs import check_metric, train_run
     from nertool.sources import Source
 
-    device = choose_device(settings.train.device)
+    device = choose_device(settings.train.device, world.gpu)
     teacher = load_model(teacher_folder)
     settings = _with_the_teachers(settings, teacher)
     check_metric(settings.train.metric, teacher.scheme.labels)
@@ -220,6 +220,8 @@ def _lead(  # noqa: PLR0915 (what a run needs, in the order in which it needs it
     weights = weights_digest(teacher_folder)
     lessons = [Lesson(cache, _ask(tagger, cache, logits, name, weights), name == "train")
                for name, cache in caches.items()]  # fmt: skip
+    if not settings.distill.hidden_weight:
+        teacher.network.cpu()  # all is said, and the student needs the memory
     places = [{"cache": str(lesson.cache.path), "labelled": lesson.labelled} for lesson in lessons]
     tell({"lessons": places, "logits": str(logits), "teacher": weights, "eval": eval_scan.digest})
     facts = {
@@ -288,7 +290,6 @@ def _follow(
     from nertool.commands.together import read_eval
     from nertool.devices import choose_device, choose_precision, seed_everything
     from nertool.distillation import Lesson, distillation_task
-    from nertool.distributed import local_rank
     from nertool.model import load_model
     from nertool.runs import train_run
     from nertool.teacher_logits import open_logits
@@ -298,8 +299,9 @@ def _follow(
     settings = _with_the_teachers(settings, teacher)
     seed_everything(settings.train.seed)
     student = make_student(teacher, settings)
-    device = choose_device(settings.train.device, local_rank())
-    teacher.to(device)
+    device = choose_device(settings.train.device, world.gpu)
+    if settings.distill.hidden_weight:  # else the first process has asked it everything
+        teacher.to(device)
     tagger = teacher.tagger(
         device, choose_precision(settings.train.precision, device), settings.predict.tokens_per_batch
     )

@@ -154,7 +154,7 @@ def _lead(
     from nertool.runs import check_metric, labelled_task, train_run
     from nertool.sources import Source
 
-    choose_device(settings.train.device)  # before the long work, not after it
+    choose_device(settings.train.device, world.gpu)  # before the long work, not after it
     reading = ReadReport()
     train_source = Source(train_data, settings, reading)
     eval_documents = Source(eval_data, settings, reading).read_all()
