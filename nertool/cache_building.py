@@ -211,11 +211,13 @@ def build_cache(
     begin: bool = False,
     force: bool = False,
     workers: int = 1,
+    scanned: Scan | None = None,
     on_documents: Callable[[int], None] = lambda _: None,
 ) -> WindowCache:
     """Builds a cache, goes on with a half-built one, or opens the finished one that the same things made.
 
-    The documents are read once. The bytes don't depend on the number of workers or on how often a build was killed.
+    The documents are read once; not at all to open a finished one where it is known what a first pass told. The bytes
+    don't depend on the number of workers or on how often a build was killed.
 
     Args:
         path: The folder to make.
@@ -226,6 +228,7 @@ def build_cache(
         begin: Whether there are begin channels.
         force: Replace a cache that something else made.
         workers: How many processes tokenise.
+        scanned: What a first pass over the documents told, where there was one.
         on_documents: Told how many documents are done.
 
     Raises:
@@ -238,9 +241,13 @@ def build_cache(
         "begin_channels": begin,
         **windows.model_dump(),
     }
+
+    def first_pass() -> Scan:
+        return scanned or scan(documents())
+
     recover_folder(path)
     if is_cache(path):
-        different = _differences(path, made_by, documents, force=force)
+        different = _differences(path, made_by, first_pass, force=force)
         if not different:
             return open_cache(path)
         if not force:
@@ -250,12 +257,13 @@ def build_cache(
             )
     check_output(path, force=force)
     with exclusive(path):
-        return _build(path, documents, tokenizer, made_by, workers, on_documents)
+        return _build(path, documents, first_pass, tokenizer, made_by, workers, on_documents)
 
 
 def _build(
     path: Path,
     documents: Callable[[], Iterable[Document]],
+    first_pass: Callable[[], Scan],
     tokenizer: SectionTokenizer,
     made_by: dict[str, Any],
     workers: int,
@@ -270,11 +278,14 @@ def _build(
         _id_dtype(tokenizer),
     )
     partial = partial_path(path)
-    if _is_finished(partial) and not _differences(partial, made_by, documents, force=True):
+    if _is_finished(partial) and not _differences(partial, made_by, first_pass, force=True):
         return _publish(partial, path)
     journal = _resume(partial, made_by)
     lines, chunks = _unchanged(journal, _chunks(documents()))
     _truncate(partial, lines)
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(bytes.fromhex(line.pop("digests")))  # of each document; the end needs only theirs together
     done = sum(line["documents"] for line in lines)
     tokens = sum(line["counts"]["tokens"] for line in lines)
     on_documents(done)
@@ -292,11 +303,12 @@ def _build(
             line["bytes"] = [_durable_size(partial / name) for name in _GROWING_FILES]
             journal_file.write(orjson.dumps(line) + b"\n")
             journal_file.flush()
+            digest.update(bytes.fromhex(line.pop("digests")))
             lines.append(line)
             done += line["documents"]
             tokens += line["counts"]["tokens"]
             on_documents(done)
-    _finish(partial, made_by, lines, encoder)
+    _finish(partial, made_by, lines, digest.hexdigest(), encoder)
     return _publish(partial, path)
 
 
@@ -313,18 +325,18 @@ def _publish(partial: Path, path: Path) -> WindowCache:
     return open_cache(path)
 
 
-def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]], encoder: _Encoder) -> None:
+def _finish(
+    partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]], digest: str, encoder: _Encoder
+) -> None:
     """Brings the targets of all chunks to the same channels, and writes the description."""
     labels: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     known: Counter[str] = Counter()
-    digest = hashlib.sha256()
     total = Representation()
     for line in lines:
         labels.update(line["labels"])
         counts.update(line["counts"])
         known.update(line["annotators"])
-        digest.update(bytes.fromhex(line["digests"]))
         total.add(Representation.from_json(line["representation"]))
     scheme = make_scheme(made_by["labels"] or labels, begin=made_by["begin_channels"])
     with (partial / _LOCAL_TARGETS).open("rb") as local, (partial / "targets.bin").open("wb") as file:
@@ -342,7 +354,7 @@ def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]],
     write_json(
         partial / CACHE_FILE,
         {
-            "fingerprint": {**made_by, "documents": digest.hexdigest(), "labels": list(scheme.labels)},
+            "fingerprint": {**made_by, "documents": digest, "labels": list(scheme.labels)},
             "counts": {
                 "documents": sum(line["documents"] for line in lines), **counts, "labels": dict(sorted(labels.items())),
             },
@@ -354,9 +366,7 @@ def _finish(partial: Path, made_by: dict[str, Any], lines: list[dict[str, Any]],
     )  # fmt: skip
 
 
-def _differences(
-    path: Path, made_by: dict[str, Any], documents: Callable[[], Iterable[Document]], *, force: bool
-) -> list[str]:
+def _differences(path: Path, made_by: dict[str, Any], first_pass: Callable[[], Scan], *, force: bool) -> list[str]:
     """Says in words how a finished cache differs from the one that is wanted."""
     try:
         fingerprint = open_cache(path).info["fingerprint"]
@@ -364,7 +374,7 @@ def _differences(
         if not force:
             raise
         return ["it can't be read"]
-    scanned = scan(documents())
+    scanned = first_pass()
     wanted = {**made_by, "documents": scanned.digest, "labels": made_by["labels"] or sorted(scanned.labels)}
     return differences(fingerprint, wanted)
 

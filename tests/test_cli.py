@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
+from nertool import sources
 from nertool.cli import app
 from nertool.commands import options
 from nertool.document_parsing import parse_document
@@ -528,17 +530,36 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     assert evals[0] == evals[1]
 
 
+def test_a_resumed_training_reads_its_documents_once(
+    corpus: tuple[Path, Path], backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "--train", corpus[0], "--eval", corpus[1], "--model", backbone, "--output", "run", *TRAIN]
+    succeed(*command)
+    state = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps({**state, "finished": False}))
+    read: Counter[str] = Counter()
+    real = sources.read_documents
+
+    def counting(path: Path, *args: Any, **options: Any) -> Any:
+        read[path.name] += 1
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(sources, "read_documents", counting)
+    succeed(*command, "--resume")
+    assert read == {"train": 1, "eval": 1}
+
+
 def test_a_killed_cache_build_ends_byte_identical(tmp_path: Path, backbone: Path) -> None:
     documents = write_documents(tmp_path / "documents", make_corpus(1500))
     command = ["cache", documents, "--model", backbone, *SMALL]
-    succeed("cache", documents, "whole", "--model", backbone, *SMALL)
-    process = start("cache", documents, "cut", "--model", backbone, *SMALL)
+    succeed(*command, "whole")
+    process = start(*command, "cut")
     journal = Path(".cut.partial/journal.jsonl")
     wait_for(lambda: journal.is_file() and journal.stat().st_size > 0, process)
     process.kill()
     process.communicate()
-    assert command and not Path("cut").exists()
-    succeed("cache", documents, "cut", "--model", backbone, *SMALL)
+    assert not Path("cut").exists()
+    succeed(*command, "cut")
     for file in Path("whole").iterdir():
         assert file.read_bytes() == (Path("cut") / file.name).read_bytes()
 

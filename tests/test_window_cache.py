@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nertool import cache_building
-from nertool.cache_building import build_cache
+from nertool.cache_building import Scan, build_cache, scan
 from nertool.documents import Document, Section
 from nertool.errors import NertoolError
 from nertool.settings import WindowSettings
@@ -148,6 +148,28 @@ def test_a_cache_of_other_settings_is_refused_and_the_difference_named(
     assert contents(tmp_path / "cache") == before
     build(tmp_path / "cache", documents, tokenizer, **changes, force=True)
     assert contents(tmp_path / "cache") != before
+
+
+def test_a_known_scan_spares_reading_the_documents_of_a_finished_cache(
+    tmp_path: Path, tokenizer: SectionTokenizer
+) -> None:
+    documents, read = make_corpus(5), []
+
+    def give() -> list[Document]:
+        read.append(True)
+        return documents
+
+    def again(path: str, scanned: Scan | None) -> WindowCache:
+        return build_cache(tmp_path / path, give, tokenizer, WINDOWS, scanned=scanned)
+
+    scanned = scan(documents)
+    cache = again("cache", scanned)
+    assert len(read) == 1 and again("cache", scanned).info == cache.info and len(read) == 1
+    cache.path.rename(tmp_path / ".other.partial")  # lacks nothing but its place
+    assert again("other", scanned).info == cache.info and len(read) == 1
+    with pytest.raises(NertoolError, match="the documents have changed"):
+        again("other", scan(documents[:4]))
+    assert len(read) == 1 and again("other", None).info == cache.info and len(read) == 2
 
 
 def test_a_stale_cache_is_refused(tmp_path: Path, tokenizer: SectionTokenizer) -> None:

@@ -210,6 +210,7 @@ def training_cache(
                 labels=settings.data.labels,
                 begin=scheme.begin,
                 workers=settings.data.workers or usable_cores(),
+                scanned=scanned,
                 on_documents=advance,
             )
     check_content(cache)
