@@ -51,7 +51,7 @@ def read_documents(
     texts: bool = False,
     on_rejected: Callable[[Rejected], object] | None = None,
 ) -> Iterator[Document]:
-    """Reads documents one at a time, in the order of file names, in bounded memory.
+    """Reads documents one at a time, in the order of file names; only their ids stay in memory.
 
     Args:
         path: A file, or a folder whose files are read (not its subfolders; hidden files are ignored).
