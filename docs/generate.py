@@ -70,7 +70,7 @@ def commands_page() -> str:
         "| 0 | done; early stopping is done, too |",
         "| 1 | a defect of nertool |",
         "| 2 | wrong usage, settings or input; the message names the place and says what to do |",
-        "| 130, 143 | interrupted by SIGINT or SIGTERM, after saving what can be gone on with |",
+        "| 129, 130, 143 | interrupted by SIGHUP, SIGINT or SIGTERM, after saving what can be gone on with |",
         "",
     ]
     for name, function in _commands():

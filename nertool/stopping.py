@@ -1,10 +1,15 @@
-"""SIGINT and SIGTERM as a wish to stop at the next good moment."""
+"""SIGINT, SIGTERM and SIGHUP as a wish to stop at the next good moment."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# People send a second one to end a process at once. A second hang-up is nobody's wish: a shell passes it on to what it
+# has started, and when the shell ends, the system sends one, too.
+_IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+_HANG_UP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 
 class StopRequestedError(Exception):
@@ -28,10 +33,11 @@ class StopRequest:
 
 @contextmanager
 def stop_request(*, once: bool = True) -> Iterator[StopRequest]:
-    """Catches SIGINT and SIGTERM, where signals come: in the main thread.
+    """Catches SIGINT, SIGTERM and, where nohup doesn't ignore it, SIGHUP, if signals come: in the main thread.
 
     Args:
-        once: Whether a second one acts as usual. Not so where `torchrun` passes on a signal that has come already.
+        once: Whether a second SIGINT or SIGTERM acts as usual. Not so under `torchrun`: it passes on one that has come
+            already, and sends one as soon as another process has ended, while this one still has to say why.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -39,17 +45,21 @@ def stop_request(*, once: bool = True) -> Iterator[StopRequest]:
         return
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        request.signal_number = number
-        if once:
-            restore()
+        request.signal_number = request.signal_number or number
+        if once and number in _IMPATIENT:
+            restore(_IMPATIENT)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = [*_IMPATIENT, *(number for number in _HANG_UP if signal.getsignal(number) is not signal.SIG_IGN)]
+    previous = {number: signal.signal(number, handle) for number in caught}
 
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def restore(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            signal.signal(number, previous[number])
 
     try:
         yield request
-    finally:
-        restore()
+    except BaseException:
+        if once:
+            restore(previous)
+        raise
+    restore(previous)

@@ -497,7 +497,10 @@ def test_a_full_disk_gives_one_message_and_leaves_nothing_half_written(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+)
 def test_an_interrupted_training_resumes_to_the_same_bits(
     number: int, status: int, corpus: tuple[Path, Path], backbone: Path
 ) -> None:
@@ -519,7 +522,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     assert process.returncode == status, stderr
     assert stdout == ""
     if status > 0:
-        assert "--resume" in stderr and "Traceback" not in stderr
+        assert "saved at step" in stderr and "--resume" in stderr and "Traceback" not in stderr
     assert not json.loads(Path("cut/run.json").read_text())["finished"]
     assert "--resume to go on" in refuse(*command, "--output", "cut")
     assert "resuming at step" in succeed(*command, "--output", "cut", "--resume").stderr

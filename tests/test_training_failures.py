@@ -2,18 +2,23 @@
 
 import itertools
 import json
+import os
+import pty
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from nertool.cache_building import build_cache
 from nertool.tracking import Tracker
-from tests.cli_helpers import refuse, start, succeed
+from tests.cli_helpers import refuse, start, succeed, wait_for
 from tests.conftest import make_corpus
 from tests.test_cli import SMALL, write_documents
 
@@ -66,10 +71,13 @@ def newest(run: str) -> str:
     return max((path.name for path in Path(run).glob("checkpoints/step-*")), default="")
 
 
-def read_metrics(run: str) -> list[dict[str, object]]:
+def read_metrics(run: str) -> list[dict[str, Any]]:
     """Returns what was evaluated; the losses of a resumed run are means over the steps since."""
-    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "eval"]
+    return [line for line in read_lines(run) if line["kind"] == "eval"]
+
+
+def read_lines(run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(command: list[str], tmp_path: Path) -> None:
@@ -121,6 +129,42 @@ def test_training_goes_on_without_tensorboard_when_its_folder_dies(
     tracker.close()
     assert capsys.readouterr().err.count("no more TensorBoard files") == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_terminal_that_hangs_up_saves_a_checkpoint(command: list[str]) -> None:
+    """As when an SSH connection is lost: SIGHUP comes, and nothing can be written to the terminal any more."""
+    ours, theirs = pty.openpty()
+    on_it = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", on_it, "-m", "nertool", *endless(command), "--output", "run"],
+        stdin=theirs, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while b"loss" not in seen:
+        seen += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(60) == 129
+    assert newest("run")
+
+
+def test_under_nohup_a_hang_up_does_not_stop_training(command: list[str]) -> None:
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-m", "nertool", *endless(command), "--output", "run"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(lambda: Path("run/metrics.jsonl").is_file() and len(read_lines("run")) > 2, process)
+    process.send_signal(signal.SIGHUP)
+    before = len(read_lines("run"))
+    wait_for(lambda: len(read_lines("run")) > before + 2, process)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143 and "saved at step" in stderr
+
+
+def endless(command: list[str]) -> list[str]:
+    """Returns a training that goes on until it is stopped, and saves nothing before that."""
+    return [*command, "--set", "train.epochs=3000", "--set", "train.evaluate_every_steps=1000000"]
 
 
 def test_a_cache_that_vanished_is_missed_before_training_and_not_during_it(command: list[str]) -> None:

@@ -74,7 +74,7 @@ _PLACE_ERRORS = {
 
 
 def command(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Makes a Typer function end as users expect: one readable message and exit status 2, or 130/143 on a signal."""
+    """Makes a Typer function end as users expect: one readable message and exit status 2, or 128 + the signal."""
 
     @functools.wraps(function)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
