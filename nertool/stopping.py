@@ -52,7 +52,7 @@ def stop_request(*, once: bool = True) -> Iterator[StopRequest]:
     caught = [*_IMPATIENT, *(number for number in _HANG_UP if signal.getsignal(number) is not signal.SIG_IGN)]
     previous = {number: signal.signal(number, handle) for number in caught}
 
-    def restore(numbers: Iterable[int]) -> None:
+    def restore(numbers: Iterable[signal.Signals]) -> None:
         for number in numbers:
             signal.signal(number, previous[number])
 
