@@ -1,5 +1,8 @@
 """What a training run writes down while it goes: `metrics.jsonl` and TensorBoard files."""
 
+import os
+import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +39,7 @@ class Tracker:
     def __init__(self, run: Path | None, *, lines: int, step: int, tensorboard: bool) -> None:
         self.lines = 0
         self._file: IO[bytes] | None = None
-        self._writer: Any = None
+        self._events: _EventFile | None = None
         if run is None:
             return
         path = run / METRICS_FILE
@@ -44,10 +47,8 @@ class Tracker:
         write_atomic(path, b"".join(kept))
         self.lines = len(kept)
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, and can be switched off)
-
             try:
-                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+                self._events = _EventFile(run / "tensorboard", step)
             except OSError as error:
                 raise NertoolError(
                     f"{run / 'tensorboard'}: TensorBoard files can't be written there: {error.strerror or error}",
@@ -68,20 +69,53 @@ class Tracker:
         self._file.write(orjson.dumps({"step": step, "kind": kind, **values}) + b"\n")
         self._file.flush()
         self.lines += 1
-        if self._writer is not None:
+        if self._events is not None:
             try:
-                for name, value in values.items():
-                    if isinstance(value, int | float) and not isinstance(value, bool):
-                        self._writer.add_scalar(f"{kind}/{name}", value, step)
-                self._writer.flush()
+                numbers = {f"{kind}/{name}": value for name, value in values.items() if type(value) in (int, float)}
+                self._events.write(step, numbers)
             except OSError as error:  # all that it would show is in metrics.jsonl, too
                 say(f"warning: no more TensorBoard files: {error}; training goes on, see {METRICS_FILE}")
-                self._writer = None
+                self._events = None
 
     def close(self) -> None:
         """Closes the files."""
         if self._file is not None:
             self._file.close()
-        if self._writer is not None:
-            with suppress(OSError):
-                self._writer.close()
+
+
+class _EventFile:
+    """A file for TensorBoard. torch's writer has a thread that prints the traceback of what it meets.
+
+    The file is opened for each record, or else it could be written to when its folder is gone.
+
+    Args:
+        folder: Where it is to be.
+        step: The step of the state that training goes on from, 0 where it begins; what earlier files have after it is
+            not shown any more.
+
+    Raises:
+        OSError: If it can't be written there.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 (can be switched off)
+
+        folder.mkdir(exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if step:
+            self._append(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes the values that tags have at a step."""
+        from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
+        from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _append(self, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: PLC0415
+
+        with self._path.open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())

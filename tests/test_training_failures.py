@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nertool.cache_building import build_cache
 from nertool.tracking import Tracker
@@ -115,20 +116,34 @@ def test_a_place_where_tensorboard_cannot_write_is_named(command: list[str]) -> 
     assert "train.tensorboard=false" in message
 
 
-def test_training_goes_on_without_tensorboard_when_its_folder_dies(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tracker = Tracker(tmp_path, lines=0, step=0, tensorboard=True)
+def test_training_goes_on_without_tensorboard_when_its_folder_is_removed(command: list[str]) -> None:
+    long = [*command, "--output", "run", "--set", "train.epochs=25", "--set", "train.patience=1000"]
+    process = start(*long)
+    wait_for(lambda: Path("run/metrics.jsonl").is_file() and read_lines("run"), process)
+    shutil.rmtree("run/tensorboard")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0 and stderr.count("no more TensorBoard files") == 1, stderr
+    assert "Traceback" not in stderr and "Exception" not in stderr
+    assert read_lines("run")[-1]["kind"] == "eval" and not Path("run/tensorboard").exists()
 
-    def dead(*_: object) -> None:
-        raise OSError(5, "Input/output error")
 
-    tracker._writer.add_scalar = dead
-    for step in (1, 2, 3):
-        tracker.write(step, "train", {"loss": 0.5})
-    tracker.close()
-    assert capsys.readouterr().err.count("no more TensorBoard files") == 1
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+def test_tensorboard_shows_what_metrics_jsonl_holds_after_a_resumption_too(tmp_path: Path) -> None:
+    first = Tracker(tmp_path, lines=0, step=0, tensorboard=True)
+    for step in range(1, 5):
+        first.write(step, "train", {"loss": 1 / step, "learning_rate": 2.0**-step})
+    first.write(4, "eval", {"micro_f1": 0.25, "scheme": "strict", "Gene_f1": None})
+    first.close()
+    time.sleep(1.1)  # their names tell by the second which of two files is the later one
+    second = Tracker(tmp_path, lines=3, step=3, tensorboard=True)  # step 4 is done again
+    second.write(4, "train", {"loss": 0.125})
+    second.close()
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert sorted(shown.Tags()["scalars"]) == ["eval/micro_f1", "train/learning_rate", "train/loss"]
+    for tag in shown.Tags()["scalars"]:
+        kind, name = tag.split("/")
+        lines = [line for line in read_lines(str(tmp_path)) if line["kind"] == kind and name in line]
+        assert [point.step for point in shown.Scalars(tag)] == [line["step"] for line in lines]
+        assert [point.value for point in shown.Scalars(tag)] == pytest.approx([line[name] for line in lines])
 
 
 def test_a_terminal_that_hangs_up_saves_a_checkpoint(command: list[str]) -> None:
