@@ -116,13 +116,15 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measurements; each tells what it wants.
+    """Measurements; `-- NAME …` one of them, which tells what it wants, else `steps` and `gpu`.
 
     `grounding`, `asking`, `steps`, `large_cache`, `ablations`, `audit`, `distilling`, `sizes`, `intervals`, `gpu`,
     `bulk`, `start`.
     """
     if not session.posargs:
-        session.error("say what to measure: nox -s bench -- grounding BioRED_Test.PubTator, or nox -s bench -- asking")
+        for name in ("steps", "gpu"):
+            session.run(HERE, "-m", f"tests.bench.{name}", external=True)
+        return
     name, *arguments = session.posargs
     if name == "grounding":
         session.install("kazu==2.4.0", "tensorboard", "torch<2.14")
@@ -135,7 +137,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def bench_kazu(session: nox.Session) -> None:
-    """Speed, size and F1 beside KAZU's own code: `-- TRAIN.PubTator TEST.PubTator [--json FILE] [--markdown FILE]`.
+    """Speed, size and F1 beside KAZU's own code: `-- [TRAIN.PubTator TEST.PubTator] [--json FILE] [--markdown FILE]`.
 
     `-- serving TEACHER STUDENT TEST.PubTator TEXTS`: exported models beside KAZU's step.
     """

@@ -2,7 +2,8 @@
 
     nox -s bench_kazu -- TRAIN.PubTator TEST.PubTator [--rounds 3] [--epochs 1] [--json FILE] [--markdown FILE]
 
-Every ratio is of medians over the rounds, and above 1 where nertool is better.
+Every ratio is of medians over the rounds, and above 1 where nertool is better. Without corpora it takes the sample
+documents, which are few. `--rounds 0` leaves out the speeds, `--epochs 0` the F1.
 """
 
 import argparse
@@ -16,30 +17,31 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from nertool.console import counted
 from nertool.documents import Document
+from nertool.formats import ReadReport, read_documents
 from nertool.formats.kazu import KazuWriter
-from nertool.formats.pubtator import read_pubtator
 from nertool.model import backbone_path
 
 DOCUMENTS_TO_TRAIN = 48
 DOCUMENTS_TO_EVALUATE = 24
 HERE = Path(__file__).parent
+SAMPLE = HERE.parents[1] / "sample_data/documents"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
+    parser.add_argument("train", type=Path, nargs="?")
+    parser.add_argument("test", type=Path, nargs="?")
     parser.add_argument("--kazu", required=True, help="the Python of an environment with KAZU 2.4.0")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1, help="for the F1 after equal epochs; 0 leaves it out")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    train, test = (
-        [record.document for record in read_pubtator(path) if record.document]
-        for path in (arguments.train, arguments.test)
-    )
+    if arguments.train and not arguments.test:
+        parser.error("name a corpus to test on, too")
+    train, test = read(arguments.train, arguments.test) if arguments.test else sample()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides = [
@@ -48,12 +50,22 @@ def main():
         ]
         rounds = compare(sides, train, folder, arguments.rounds)
         f1 = f1_after_epochs(sides, train, test, folder, arguments.epochs) if arguments.epochs else None
-    result = summary(rounds, f1)
+    result = summary(rounds, f1) if rounds else {"figures": {}, "f1": f1, "rounds": [], "machine": machine()}
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     if arguments.markdown:
         arguments.markdown.write_text(table(result) + "\n")
     print(table(result))
+
+
+def read(*paths):
+    return [list(read_documents(path, ReadReport())) for path in paths]
+
+
+def sample():
+    """Returns the sample documents, every fourth to test on."""
+    (documents,) = read(SAMPLE)
+    return [document for i, document in enumerate(documents) if i % 4], documents[::4]
 
 
 class Side:
@@ -84,7 +96,8 @@ def compare(sides, documents, folder, rounds):
     evaluated = write(folder / "eval", documents[-DOCUMENTS_TO_EVALUATE:])
     results = []
     for number in range(rounds):
-        part = documents[number * DOCUMENTS_TO_TRAIN : (number + 1) * DOCUMENTS_TO_TRAIN]
+        first = number * DOCUMENTS_TO_TRAIN % max(1, len(documents) - DOCUMENTS_TO_TRAIN + 1)
+        part = documents[first : first + DOCUMENTS_TO_TRAIN]
         chunk = write(folder / f"part-{number}", part)
         found = {}
         # Who goes first changes, as the second finds files in memory.
@@ -198,8 +211,12 @@ def summary(rounds, f1):
         "ratios": ratios,
         "f1": f1,
         "rounds": rounds,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch_version()},
+        "machine": machine(),
     }
+
+
+def machine():
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "torch": torch_version()}
 
 
 def cpu_name():
@@ -217,11 +234,11 @@ def torch_version():
 
 
 def table(result):
-    lines = ["| | nertool | KAZU 2.4.0 | ratio |", "|---|---|---|---|"]
+    lines = ["| | nertool | KAZU 2.4.0 | ratio |", "|---|--:|--:|--:|"]
     for name, (ours, theirs) in result["figures"].items():
         lines.append(f"| {name} | {number(ours)} | {number(theirs)} | {result['ratios'][name]:.1f} |")
+    notes = [f"{counted(len(result['rounds']), 'round')} for the speeds"] if result["rounds"] else []
     if result["f1"]:
-        what = f"after {result['f1']['epochs']} epoch(s) on {result['f1']['documents']} documents"
         for key, name in (
             ("kazu_mean_f1", "mean F1 by KAZU's scorer"),
             ("kazu_micro_f1", "micro F1 of KAZU's counts"),
@@ -229,12 +246,12 @@ def table(result):
             ("strict_mean_f1", "strict mean F1"),
         ):
             ours, theirs = (side[key] for side in result["f1"]["sides"])
-            lines.append(f"| {name} {what} | {ours:.4f} | {theirs:.4f} | |")
-    machine = result["machine"]
-    lines.append(
-        f"\n{len(result['rounds'])} rounds; {machine['cores']} cores, {machine['cpu']}, torch {machine['torch']}."
-    )
-    return "\n".join(lines)
+            lines.append(f"| {name} | {ours:.4f} | {theirs:.4f} | |")
+        epochs, documents = counted(result["f1"]["epochs"], "epoch"), counted(result["f1"]["documents"], "document")
+        notes.append(f"F1 after {epochs} on {documents}")
+    known = result["machine"]
+    notes.append(f"{known['cores']} cores, {known['cpu']}, torch {known['torch']}")
+    return "\n".join([*lines, "", "; ".join(notes) + "."])
 
 
 def number(value):

@@ -1,6 +1,8 @@
 """Variants of a training step on this machine: real tokens per CPU-second, in turns, medians.
 
-nox -s bench -- steps CORPUS.PubTator [--rounds 3] [--tokens 24000]
+    nox -s bench -- steps [CORPUS.PubTator] [--rounds 3] [--tokens 24000]
+
+Without a corpus, on the sample documents.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from nertool.batches import training_batch
 from nertool.cache_building import build_cache
 from nertool.checkpoints import Progress
 from nertool.devices import choose_precision, keep_freed_memory, seed_everything
-from nertool.formats.pubtator import read_pubtator
+from nertool.formats import ReadReport, read_documents
 from nertool.losses import binary_cross_entropy
 from nertool.model import load_tokenizer, new_model
 from nertool.settings import ModelSettings, Settings, TrainSettings
@@ -39,16 +41,17 @@ VARIANTS = {
     "batches of 8,192 tokens": {"train": {"tokens_per_batch": 8192}},
 }
 DOCUMENTS = 96
+SAMPLE = Path(__file__).parents[2] / "sample_data/documents"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("corpus", type=Path, nargs="?", default=SAMPLE)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=24_000, help="about how many tokens to train on in each round")
     arguments = parser.parse_args()
     keep_freed_memory()
-    documents = [record.document for record in read_pubtator(arguments.corpus) if record.document][:DOCUMENTS]
+    documents = list(read_documents(arguments.corpus, ReadReport()))[:DOCUMENTS]
     with tempfile.TemporaryDirectory() as folder:
         windows = Settings().windows
         cache = build_cache(Path(folder) / "cache", lambda: documents, load_tokenizer("minilm"), windows)
