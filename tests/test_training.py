@@ -1,5 +1,6 @@
 """The loop: what a step does, the schedule, evaluation in between, and resuming to the bit."""
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -49,7 +50,15 @@ def plan_of(cache: WindowCache, settings: TrainSettings, processes: int = 1) -> 
 class Fitting:
     """A model, a cache and all that the loop needs, built the same way every time."""
 
-    def __init__(self, folder: Path, backbone: Path, settings: TrainSettings = SETTINGS, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backbone: Path,
+        settings: TrainSettings = SETTINGS,
+        dropout: float = 0.1,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.precision = precision
         seed_everything(settings.seed)
         model_settings = ModelSettings(name=str(backbone), dropout=dropout)
         self.settings = settings
@@ -60,7 +69,7 @@ class Fitting:
         self.model: NerModel = new_model(model_settings, WINDOWS, self.cache.scheme)
         self.tagger = self.model.tagger(CPU, torch.float32, 200)
         self.optimizer = make_optimizer(self.model.network, settings)
-        self.scaler = make_scaler(CPU, torch.float32)
+        self.scaler = make_scaler(CPU, precision)
         self.plan = plan_of(self.cache, settings)
         self.progress = Progress()
 
@@ -73,7 +82,7 @@ class Fitting:
             torch.manual_seed(self.settings.seed)  # others may have drawn since the model was made
         return fit(
             self.model.network, self.optimizer, self.scaler, self.plan, self.load, loss, self.settings, self.progress,
-            CPU, torch.float32,
+            CPU, self.precision,
         )  # fmt: skip
 
     def save(self, folder: Path) -> Path:
@@ -267,6 +276,39 @@ def test_but_not_without_end(tmp_path: Path, backbone: Path) -> None:
     with pytest.raises(NonFiniteError) as raised:
         list(run.steps(nan_in_call(*range(3, 1000))))
     assert raised.value.step == 12
+
+
+def overflow_in_call(wanted: int) -> Callable[..., Any]:
+    """Returns a loss whose gradients don't fit into fp16 in one call, counted from 1."""
+    calls = itertools.count(1)
+    return lambda logits, batch: binary_cross_entropy(logits, batch) * (1e6 if next(calls) == wanted else 1.0)
+
+
+def test_in_fp16_a_step_that_overflows_is_passed_over_and_the_scale_falls(tmp_path: Path, backbone: Path) -> None:
+    run = Fitting(tmp_path, backbone, precision=torch.float16)
+    steps = run.steps(overflow_in_call(2))
+    next(steps)
+    before, scale = run.weights(), run.scaler.get_scale()
+    next(steps)
+    assert same(before, run.weights()) and run.scaler.get_scale() == scale / 2
+    report = next(steps)
+    assert report.step == 3 and not same(before, run.weights()) and run.scaler.get_scale() == scale / 2
+    assert all(tensor.isfinite().all() for tensor in run.weights().values())
+
+
+def test_in_fp16_a_resumed_run_goes_on_with_its_scale_to_the_same_bits(tmp_path: Path, backbone: Path) -> None:
+    whole, first, second = (Fitting(tmp_path, backbone, precision=torch.float16) for _ in range(3))
+    list(whole.steps(overflow_in_call(2)))
+    for report in first.steps(overflow_in_call(2)):
+        if report.step == 4:
+            break
+    path = first.save(tmp_path / "checkpoints")
+    torch.manual_seed(999)
+    second.progress = load_checkpoint(path, second.model.network, second.optimizer, second.scaler)
+    assert second.scaler.get_scale() == first.scaler.get_scale() != make_scaler(CPU, torch.float16).get_scale()
+    list(second.steps())
+    assert same(whole.weights(), second.weights())
+    assert second.scaler.state_dict() == whole.scaler.state_dict()
 
 
 def test_the_documents_of_windows_are_found(tmp_path: Path, backbone: Path) -> None:
