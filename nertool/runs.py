@@ -329,9 +329,11 @@ def train_run(  # noqa: PLR0912, PLR0915 (what a run needs, in the order in whic
         try:
             stopped_early = session.evaluate_if_due() or _follow(steps, session, advance, stop)
         except NonFiniteError as error:
-            if world.rank:
-                raise SystemExit(2) from error  # the first process says so
-            raise NertoolError(*_explain(error, task)) from error
+            explained = _explain(error, task) if world.rank == 0 else None
+            world.largest(0)  # torchrun ends all when one has ended: none before the first one knows what to say
+            if explained is None:
+                raise SystemExit(2) from error
+            raise NertoolError(*explained) from error
         except StopRequestedError as error:
             session.save()
             world.largest(0)  # torchrun ends all when one has ended: none before the checkpoint is whole
@@ -417,7 +419,7 @@ def _explain(error: NonFiniteError, task: Task) -> tuple[str, str]:
     return (
         f"{error.what} at step {error.step:,}, with windows of {len(documents)} documents: {named}",
         "try a lower train.learning_rate or train.precision=fp32 (both with --force, from the start), or "
-        "--skip-nonfinite to pass over such batches",
+        "--resume --skip-nonfinite to go on and pass over such batches",
     )
 
 

@@ -274,7 +274,7 @@ def test_a_training_that_blows_up_names_the_documents_and_what_to_try(
     assert re.search(
         r"the (loss|gradients' norm) is (nan|inf) at step \d+, with windows of \d+ documents: doc-0", message
     )
-    assert "lower train.learning_rate" in message and "--skip-nonfinite" in message
+    assert "lower train.learning_rate" in message and "--resume --skip-nonfinite" in message
     assert ("was skipped" in message) == bool(options)
 
 
@@ -605,6 +605,32 @@ def test_predicting_plain_texts_folders_and_compressed_files(run: Path) -> None:
     assert sorted(path.name for path in Path("folder").glob("[!.]*.json")) == ["0.json", "1.json", "2.json"]
     report = json.loads(succeed("convert", "out.jsonl.gz", "again", "--json").stdout)
     assert report["read"]["documents"] == 3
+
+
+@pytest.mark.parametrize(("platform", "fallback"), [("darwin", "1"), ("linux", "None")])
+def test_on_a_mac_torch_is_told_before_it_loads_to_compute_on_the_cpu_what_the_gpu_lacks(
+    platform: str, fallback: str, corpus: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "first/torch").mkdir(parents=True)
+    told = "import os\nraise SystemExit(f\"fallback: {os.environ.get('PYTORCH_ENABLE_MPS_FALLBACK')}\")\n"
+    (tmp_path / "first/torch/__init__.py").write_text(told)
+    code = f"""
+import sys
+from nertool import cli
+app, here, sys.platform = cli.app, sys.platform, {platform!r}
+def on_this_platform(**options):
+    sys.platform = here  # what is imported then is
+    app(**options)
+cli.app = on_this_platform
+cli.main()
+"""
+    arguments = ["train", "--train", str(corpus[0]), "--eval", str(corpus[1]), "--output", "run"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_ENABLE_MPS_FALLBACK"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env={**environment, "PYTHONPATH": str(tmp_path / "first")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.stderr == f"fallback: {fallback}\n"
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
