@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from nertool.formats.kazu import KazuWriter
 from nertool.window_cache import open_cache
 from tests.cli_helpers import refuse, succeed
 from tests.conftest import make_corpus
+from tests.test_training_failures import end_of
 
 SETTINGS = [
     "--set", "train.epochs=2", "--set", "train.tokens_per_batch=110", "--set", "windows.max_tokens=32",
@@ -133,21 +135,23 @@ def test_a_killed_run_of_two_goes_on_to_the_same_end_and_not_with_another_number
     assert "begun by 2 processes, not 1" in alone and "--nproc-per-node 2" in alone
     status, _, err = run(2, [*cut, "--resume"])
     assert status == 0 and "resuming at step" in err, err
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert end_of(tmp_path / "whole") == end_of(tmp_path / "cut")
 
 
 @pytest.mark.slow
 def test_a_signal_to_torchrun_saves_a_checkpoint(corpus: Path, backbone: Path, tmp_path: Path) -> None:
-    many = ["--set", "train.epochs=200", "--set", "train.patience=1000"]
-    process = start(2, command(corpus, backbone, tmp_path / "run", *many))
+    arguments = command(corpus, backbone, tmp_path / "run", "--set", "train.epochs=60", "--set", "train.patience=1000")
+    process = start(2, arguments)
     while not (tmp_path / "run/metrics.jsonl").is_file() or not (tmp_path / "run/metrics.jsonl").stat().st_size:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     (saved,) = re.findall(r"saved at step ([\d,]+)", err)
+    assert process.returncode == 1, err  # torchrun's own
     assert list((tmp_path / "run/checkpoints").glob(f"step-{int(saved.replace(',', '')):08d}*"))
+    status, _, err = run(2, [*arguments, "--resume"])
+    assert status == 0 and f"resuming at step {saved} of" in err, err
 
 
 @pytest.mark.slow
@@ -176,6 +180,43 @@ def test_a_loss_that_is_no_number_is_reported_once(corpus: Path, backbone: Path,
     wild = ["--set", "train.learning_rate=1e30", "--set", "train.epochs=20"]
     status, _, err = run(2, command(corpus, backbone, tmp_path / "run", *wild))
     assert status != 0 and len(re.findall(r"Error: the (loss|gradients)", err)) == 1, err
+
+
+SLOW_TO_NAME = """
+import sys, time
+from nertool import cli, runs
+named = runs.documents_of_windows
+def slowly(*arguments):
+    time.sleep(3)
+    open(sys.argv[-1], "w").close()
+    return named(*arguments)
+runs.documents_of_windows = slowly
+cli.app(sys.argv[1:-1])
+"""
+
+
+@pytest.mark.slow
+def test_the_others_end_after_the_first_one_knows_what_to_say_of_the_loss(
+    corpus: Path, backbone: Path, tmp_path: Path
+) -> None:
+    """torchrun ends all processes when one has ended, and kills after 30 seconds."""
+    named = tmp_path / "named"
+    wild = ["--set", "train.learning_rate=1e30", "--set", "train.epochs=20"]
+    arguments = [sys.executable, "-c", SLOW_TO_NAME, *command(corpus, backbone, tmp_path / "run", *wild), str(named)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    first, second = (
+        subprocess.Popen(
+            arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in ("0", "1")
+    )
+    _, silent = second.communicate(timeout=120)
+    assert second.returncode == 2 and "Error" not in silent and named.exists(), silent
+    first.terminate()  # as torchrun does then
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 2 and re.search(r"Error: the (loss|gradients)", said), said
 
 
 def test_one_process_has_nothing_to_exchange() -> None:
