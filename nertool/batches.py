@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nertool.packing import MULTIPLE, pack_by_length, pad_ids
+from nertool.packing import pack_by_length, pad_ids, round_up
 from nertool.window_cache import WindowCache
 from nertool.windows import SectionTokenizer
 
@@ -51,7 +51,7 @@ class Batch:
         if device.type in ("cpu", self.ids.device.type):
             return self
         tokens = self.ids.shape[1]
-        full = self.padded(max(tokens, min(-(-tokens // MULTIPLE) * MULTIPLE, longest)))
+        full = self.padded(max(tokens, int(round_up(np.array(tokens), longest))))
         assert full.attention_mask is not None
         whole = bool(full.attention_mask.all())  # asked here, as asking a GPU would mean to wait for it
         if device.type == "cuda":

@@ -56,15 +56,7 @@ class NerModel:
 
     def to(self, device: torch.device) -> "PreTrainedModel":
         """Moves the network to a device, makes it fast there, and returns it."""
-        if device.type == "cpu":
-            from nertool.cpu_kernels import use_cpu_kernels  # noqa: PLC0415 (it loads a good part of transformers)
-
-            use_cpu_kernels(self.network)
-        elif device.type == "cuda":
-            from nertool.gpu_kernels import use_gpu_kernels  # noqa: PLC0415
-
-            use_gpu_kernels(self.network)
-        self.network.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in an untyped one
+        to_device(self.network, device)
         return self.network
 
     def tagger(
@@ -74,6 +66,19 @@ class NerModel:
         engine = TorchEngine(self.network, device, precision)
         size = choose_tokens_per_batch(tokens_per_batch, device.type)
         return Tagger(engine, self.tokenizer, self.decisions, _runs_on(device, precision), size)
+
+
+def to_device(network: "PreTrainedModel", device: torch.device) -> None:
+    """Moves a network to a device, in place, and makes it fast there."""
+    if device.type == "cpu":
+        from nertool.cpu_kernels import use_cpu_kernels  # noqa: PLC0415 (it loads a good part of transformers)
+
+        use_cpu_kernels(network)
+    elif device.type == "cuda":
+        from nertool.gpu_kernels import use_gpu_kernels  # noqa: PLC0415
+
+        use_gpu_kernels(network)
+    network.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method in an untyped one
 
 
 @dataclass(frozen=True, slots=True)

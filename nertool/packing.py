@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from nertool.windows import Longs, SectionTokenizer
 
-MULTIPLE = 16  # tokens; with 8 or 32 it is no faster (docs/log.md)
+_MULTIPLE = 16  # tokens; with 8 or 32 it is no faster (docs/log.md)
 
 
 def pack_by_length(lengths: Longs, order: Longs, budget: int) -> list[Longs]:
@@ -32,6 +32,16 @@ def pack_by_length(lengths: Longs, order: Longs, budget: int) -> list[Longs]:
     if start < len(order):
         batches.append(order[start:])
     return batches
+
+
+def round_up(lengths: Longs, longest: int) -> Longs:
+    """Returns how long windows are made so that there are few lengths: a multiple of 16 tokens, at most the longest.
+
+    Args:
+        lengths: Tokens of each window, special tokens included, `(windows,)`.
+        longest: The most that there may be.
+    """
+    return np.minimum(-(-lengths // _MULTIPLE) * _MULTIPLE, longest)
 
 
 def padded_batches(
@@ -59,7 +69,7 @@ def padded_batches(
         The numbers of a batch's windows, `(batch,)`, their ids and mask, `(batch or more, tokens)`; all int64.
     """
     whole = lengths.astype(np.int64) + tokenizer.special_tokens
-    padded = np.minimum(-(-whole // MULTIPLE) * MULTIPLE, max_tokens)
+    padded = round_up(whole, max_tokens)
     for batch in pack_by_length(padded, np.argsort(-whole, kind="stable"), budget):
         rows = [ids[starts[i] : starts[i] + lengths[i]].astype(np.int64) for i in batch]
         longest = int(padded[batch[0]])

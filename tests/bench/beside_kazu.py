@@ -17,6 +17,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from nertool.commands.demo import sample_data
 from nertool.console import counted
 from nertool.documents import Document
 from nertool.formats import ReadReport, read_documents
@@ -26,7 +27,6 @@ from nertool.model import backbone_path
 DOCUMENTS_TO_TRAIN = 48
 DOCUMENTS_TO_EVALUATE = 24
 HERE = Path(__file__).parent
-SAMPLE = HERE.parents[1] / "sample_data/documents"
 
 
 def main():
@@ -64,7 +64,7 @@ def read(*paths):
 
 def sample():
     """Returns the sample documents, every fourth to test on."""
-    (documents,) = read(SAMPLE)
+    (documents,) = read(sample_data() / "documents")
     return [document for i, document in enumerate(documents) if i % 4], documents[::4]
 
 

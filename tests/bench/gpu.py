@@ -24,8 +24,8 @@ from transformers import BertConfig, BertForTokenClassification
 from nertool.batches import Batch, epoch_batches
 from nertool.checkpoints import Progress
 from nertool.devices import autocast, choose_device, choose_precision
-from nertool.gpu_kernels import use_gpu_kernels
 from nertool.losses import binary_cross_entropy
+from nertool.model import to_device
 from nertool.settings import TrainSettings
 from nertool.training import fit, make_optimizer, make_scaler
 
@@ -112,9 +112,7 @@ def training(name, batches, device, steps, *, compiled=False):
     settings = TrainSettings(epochs=1, learning_rate=1e-4)
     torch.manual_seed(1)
     network = BertForTokenClassification(BertConfig(**SIZES[name], num_labels=CHANNELS))
-    if device.type == "cuda":
-        use_gpu_kernels(network)
-    network.to(device)
+    to_device(network, device)
     precision = choose_precision("bf16", device)
     torch.compiler.reset()
     run = torch.compile(network, dynamic=False) if compiled else network

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from nertool.batches import training_batch
+from nertool.commands.demo import sample_data
 from nertool.documents import Document, Entity, Section, Span
 from nertool.formats import ReadReport, read_documents
 from nertool.formats.jsonl import JsonlWriter
@@ -27,7 +28,6 @@ from nertool.window_cache import open_cache
 
 SECTIONS_PER_DOCUMENT, TEXTS_PER_SECTION = 8, 10
 WINDOWS_PER_DOCUMENT = 37  # about
-SAMPLE = Path(__file__).parents[2] / "sample_data/documents"
 
 
 def main():
@@ -50,7 +50,7 @@ def write_documents(path, corpus, windows):
     """Writes about as many full texts as give that many windows; returns how many."""
     pieces = [
         section
-        for source in (corpus, SAMPLE)
+        for source in (corpus, sample_data() / "documents")
         for document in read_documents(source, ReadReport())
         for section in document.sections
         if section.text.strip()

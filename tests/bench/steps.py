@@ -22,6 +22,7 @@ import torch
 from nertool.batches import training_batch
 from nertool.cache_building import build_cache
 from nertool.checkpoints import Progress
+from nertool.commands.demo import sample_data
 from nertool.devices import choose_precision, keep_freed_memory, seed_everything
 from nertool.formats import ReadReport, read_documents
 from nertool.losses import binary_cross_entropy
@@ -41,12 +42,11 @@ VARIANTS = {
     "batches of 8,192 tokens": {"train": {"tokens_per_batch": 8192}},
 }
 DOCUMENTS = 96
-SAMPLE = Path(__file__).parents[2] / "sample_data/documents"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path, nargs="?", default=SAMPLE)
+    parser.add_argument("corpus", type=Path, nargs="?", default=sample_data() / "documents")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=24_000, help="about how many tokens to train on in each round")
     arguments = parser.parse_args()
